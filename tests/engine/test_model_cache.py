@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -54,10 +55,17 @@ async def test_a_worker_loads_the_pinned_revision_and_its_identity_names_it(
             worker = workers.start(settings)
             await wait_until_ready([worker], timeout_s=PATIENCE_S)
             (heartbeat,) = await fleet.workers()
-            lines = [json.loads(line) for line in worker.log.read_text().splitlines() if line[:1] == "{"]
+            # It is written after the heartbeat that says so.
+            async with asyncio.timeout(PATIENCE_S):
+                while not (ready := [line for line in logged(worker.log) if line["message"] == "ready"]):
+                    await asyncio.sleep(0.05)
     assert heartbeat.model_weights == find_snapshot("acme/tiny", "v1", home).weights() == PINNED
-    (ready,) = [line for line in lines if line["message"] == "ready"]
-    assert ready["identity"]["revision"] == PINNED
+    assert [line["identity"]["revision"] for line in ready] == [PINNED]
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    lines = log.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 def test_the_cache_is_read_as_the_hubs_library_reads_it(home: Path) -> None:

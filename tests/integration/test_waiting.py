@@ -330,6 +330,7 @@ async def test_a_client_that_closes_while_rabbitmq_is_frozen_says_nothing_of_wai
     assert "waiting jobs" not in caplog.text
 
 
+@pytest.mark.usefixtures("one_redis")
 async def test_a_client_of_whom_nobody_waits_says_nothing_of_waiting_jobs_without_redis(
     connect: Connect, services: Services, pool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
