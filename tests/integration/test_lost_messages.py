@@ -47,6 +47,8 @@ from inferfleet.schemas.names import (
 )
 from inferfleet.wire.redis import open_jobs
 from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
+from inferfleet.wire.redis.open_jobs import OpenJobs
+from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker import sweep
 
@@ -339,6 +341,48 @@ async def test_the_index_loses_what_is_over(
         )
 
     await eventually(is_clean)
+
+
+async def test_the_index_loses_jobs_that_are_elsewhere_and_publishes_none_of_them(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    other_pool = f"{pool}-other"
+    await fleet.declare_pool(other_pool)
+    moved = await fleet.submit("hello", pool=other_pool)
+    await start_worker(sweep_interval_s=SWEEP_S)
+    running = await fleet.submit(slow_chat(tokens=100_000, step_s=0.02), pool=pool)
+    await store.zadd(open_key(pool, moved.priority), {moved.id: 1})
+    await store.zadd(open_key(pool, 7), {running.id: 1})
+
+    async def are_in_their_places() -> bool:
+        places = [await open_in(store, pool, priority) for priority in (running.priority, 7)]
+        return places == [{running.id}, set()]
+
+    await eventually(are_in_their_places)
+    assert await open_in(store, other_pool, moved.priority) == {moved.id}
+    assert (await fleet.get(moved)).state is JobState.QUEUED
+    for job in (moved, running):
+        assert not was_republished(await journal_of(store, job))
+    await fleet.cancel(running)
+
+
+async def test_a_job_that_is_elsewhere_in_the_index_does_not_enter_again_with_a_new_connection(
+    pipeline: CommandPipeline, store: aioredis.Redis, pool: str
+) -> None:
+    index = OpenJobs(pipeline)
+    job = Job(pool=pool, body=chat(), priority=1)
+    for place in (job, job.model_copy(update={"priority": 7})):
+        await index.enter(place)
+    index.displace(job.id, pool=pool, priority=7)
+    for connected in pipeline.on_connect:
+        connected()
+
+    async def is_in_one_place() -> bool:
+        return [await open_in(store, pool, priority) for priority in (1, 7)] == [{job.id}, set()]
+
+    await eventually(is_in_one_place)
+    await pipeline.execute("PING")
+    assert await is_in_one_place()
 
 
 async def test_workers_bring_back_an_index_and_requests_that_redis_has_lost(

@@ -219,7 +219,7 @@ class Submission:
             if (recorded.pool, recorded.priority) != (claimed.job.pool, claimed.job.priority):
                 # It stays where it was recorded first: a rollout's rule has changed since, or another caller
                 # has submitted it with another priority.
-                self._records.open_jobs.leave(
+                self._records.open_jobs.displace(
                     claimed.job.id, pool=claimed.job.pool, priority=claimed.job.priority
                 )
                 await self._give_place_back(claimed.job)

@@ -231,19 +231,25 @@ class Sweep:
             await self._lost_messages.stopped_at(priority, cursor)
 
     async def _look_at(self, jobs: Sequence[OpenJob], priority: int, front: Front) -> bool:
-        """Publish the lost ones of these jobs, and remove those that have ended from the index.
+        """Publish the lost ones of these jobs, and remove from the index what has ended or is elsewhere.
 
         Returns whether any job was published or removed.
         """
         marks = await self._lost_messages.marks(job.id for job in jobs)
         over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
         await self._lost_messages.forget(priority, over)
+        here = {"pool": self._settings.pool, "priority": priority}
+        elsewhere = [
+            job for job, its in zip(jobs, marks, strict=True) if not its.over and its.elsewhere(**here)
+        ]
+        await self._lost_messages.displace(priority, elsewhere)
         for job in over:
             self._open_jobs.remember(job.id, pool=self._settings.pool, priority=priority)
         lost = [
             (job, its)
             for job, its in zip(jobs, marks, strict=True)
-            if not its.over and max(job.held_ms, its.had_until_ms) < front.delivered_ms
+            if not (its.over or its.elsewhere(**here))
+            and max(job.held_ms, its.had_until_ms) < front.delivered_ms
         ]
         published = 0
         for first in range(0, len(lost), AT_ONCE):
@@ -263,7 +269,7 @@ class Sweep:
         if published:
             logger.warning("published jobs again whose messages were lost: %d", published)
             self._hooks.on_republish(published)
-        return bool(over or published)
+        return bool(over or elsewhere or published)
 
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:
         """Publish a lost job. Return false if it is not lost after all, or cannot be published."""

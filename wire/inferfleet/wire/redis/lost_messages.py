@@ -69,11 +69,17 @@ class Marks(NamedTuple):
     session: str
     finished_at: str
     promoted: str
+    pool: str = ""
+    priority: str = ""
 
     @property
     def over(self) -> bool:
         """Whether the job has ended, or has no record."""
         return not self.state or JobState(self.state).terminal
+
+    def elsewhere(self, *, pool: str, priority: int) -> bool:
+        """Whether the job is in another place of the index: it has moved, or was submitted twice."""
+        return self.pool not in ("", pool) or self.priority not in ("", str(priority))
 
     @property
     def had_until_ms(self) -> int:
@@ -203,18 +209,24 @@ class LostMessages:
 
     async def forget(self, priority: int, jobs: Sequence[OpenJob]) -> None:
         """Remove jobs that are over from the index, unless they have entered it again since."""
-        entries: list[Argument] = []
-        for job in jobs:
-            entries += (job.id, job.published_ms)
-        if entries:
+        if jobs:
             await asyncio.gather(
-                self._pipeline.enqueue(*pool_scripts.forget_open(open_key(self._pool, priority), *entries)),
+                self.displace(priority, jobs),
                 # A worker of version 0.2 does not delete them.
                 *(
                     self._pipeline.enqueue(*job_scripts.drop_request(job_key(job.id), request_key(job.id)))
                     for job in jobs
                 ),
             )
+
+    async def displace(self, priority: int, jobs: Sequence[OpenJob]) -> None:
+        """Remove jobs that are elsewhere in the index, unless they have entered it here again since."""
+        entries: list[Argument] = []
+        for job in jobs:
+            entries += (job.id, job.published_ms)
+        if entries:
+            key = open_key(self._pool, priority)
+            await self._pipeline.enqueue(*pool_scripts.forget_open(key, *entries))
 
     async def revive(
         self, job_id: str, marks: Marks, *, priority: int, call: str, promoted: bool = False

@@ -84,6 +84,14 @@ class OpenJobs:
         self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
         self.remember(job_id, pool=pool, priority=priority)
 
+    def displace(self, job_id: str, *, pool: str, priority: int) -> None:
+        """Remove a job from here that is elsewhere in the index. Nobody waits for this, as for ``leave``."""
+        here = job_id, pool, priority
+        # It is not over, so it must not enter here again.
+        self._lately = deque(each for each in self._lately if each[1:4] != here)
+        with suppress(ServiceUnreachableError):
+            self._pipeline.enqueue("ZREM", open_key(pool, priority), job_id).add_done_callback(_report)
+
     async def flush(self) -> None:
         """Remove those that have left at once, because the caller is going to end. Never raises."""
         with suppress(InferfleetError, TimeoutError):

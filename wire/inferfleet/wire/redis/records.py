@@ -215,8 +215,13 @@ class JobRecords(JobEndings):
         entered = self.open_jobs.enter(job)
         moved = bool(await self._pipeline.enqueue(*command))
         await asyncio.shield(entered)
-        self.open_jobs.leave(job.id, pool=from_pool if moved else job.pool, priority=job.priority)
-        return moved
+        if not moved:
+            self.open_jobs.leave(job.id, pool=job.pool, priority=job.priority)
+            return False
+        # Again: before its record said so, a sweep may have removed it as a job of the other pool.
+        await asyncio.shield(self.open_jobs.enter(job))
+        self.open_jobs.displace(job.id, pool=from_pool, priority=job.priority)
+        return True
 
     # A worker's side
 
