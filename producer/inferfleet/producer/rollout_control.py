@@ -24,6 +24,7 @@ from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_rollout, read_rules
+from inferfleet.wire.tasks import TaskGroup
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class RolloutController:
     async def run(self) -> None:
         """Control rollouts until cancelled. While a service does not answer, they stay as they are."""
         looks: dict[str, asyncio.Task[None]] = {}
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             while True:
                 pools = await self._or_log("the rollouts stay as they are", read_rules(self._pipeline)) or {}
                 # A look may take long, where many jobs move back: that must not hold up the other rollouts.

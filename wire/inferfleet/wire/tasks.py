@@ -4,10 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+T = TypeVar("T")
 
 RECANCEL_INTERVAL_S = 0.2
 """How long a cancelled task may take to end before it is cancelled again."""
+
+
+class TaskGroup(asyncio.TaskGroup):
+    """A task group that cancels its tasks as ``cancel_and_wait`` does.
+
+    asyncio's cancels each of them once. If one loses that, the group waits for it for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unfinished: set[asyncio.Task[Any]] = set()
+
+    @override
+    def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
+        task = super().create_task(coro, **options)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    @override
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while kind is None and self._unfinished:
+                await asyncio.wait(self._unfinished)
+        except asyncio.CancelledError as cancelled:
+            # Also if a task has failed.
+            kind, error, trace = type(cancelled), cancelled, cancelled.__traceback__
+        if kind is not None:
+            try:
+                await cancel_and_wait(*self._unfinished)
+            except asyncio.CancelledError as cancelled:
+                kind, error, trace = type(cancelled), cancelled, cancelled.__traceback__
+        await super().__aexit__(kind, error, trace)
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:

@@ -31,6 +31,7 @@ from inferfleet.wire.redis.webhooks import (
     WebhookEndpoint,
     WebhookStore,
 )
+from inferfleet.wire.tasks import TaskGroup
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Delivery:
 
         What is under way when this is cancelled is given back, and delivered again by another gateway.
         """
-        async with asyncio.TaskGroup() as sends:
+        async with TaskGroup() as sends:
             while self._stopping_since is None:
                 self._wake.clear()
                 more = False
@@ -238,7 +239,7 @@ class Delivery:
         logger.warning("webhooks: Redis has no record of job %s, so no event is sent for its end", job.job_id)
         return True
 
-    async def _deliver_due(self, sends: asyncio.TaskGroup) -> None:
+    async def _deliver_due(self, sends: TaskGroup) -> None:
         due_ms = await self._store.due_endpoints(limit=IN_ALL)
         now_ms = self._store.clock.now_ms()
         self._metrics.webhook_overdue.set((now_ms - min(due_ms.values(), default=now_ms)) / 1000)

@@ -18,6 +18,7 @@ from inferfleet.producer.window import Window
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.retrieval import Added, Document, IndexRecord, check_document
 from inferfleet.wire.redis.indexes import BegunDocument, IndexStore, digest_of
+from inferfleet.wire.tasks import TaskGroup
 
 BATCH_CHUNKS: Final = 32
 BATCH_CHARS: Final = 64_000
@@ -54,7 +55,7 @@ class Adding:
         window = Window(IN_FLIGHT)
         places = asyncio.Semaphore(2 * IN_FLIGHT)
         try:
-            async with asyncio.TaskGroup() as group, aclosing(self._batches(documents)) as batches:
+            async with TaskGroup() as group, aclosing(self._batches(documents)) as batches:
                 async for batch in batches:
                     # Other tasks have their turn, however many chunks are stored already.
                     await asyncio.sleep(0)

@@ -25,6 +25,7 @@ from inferfleet.wire.redis.cluster import ClusterClient, slot_of
 from inferfleet.wire.redis.pipeline import AWAY, CommandPipeline, ScriptsForgottenError, Waiting
 from inferfleet.wire.redis.pipelined_connection import pack
 from inferfleet.wire.redis.script import Argument
+from inferfleet.wire.tasks import TaskGroup
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class ClusterPipeline(CommandPipeline):
         self._closed = False
         self.clock = clock or RedisClock()
         self._pipelines: dict[str, _NodePipeline] = {}
-        self._running: asyncio.TaskGroup | None = None
+        self._running: TaskGroup | None = None
         self.outage = _Outages(self._pipelines)
         self.on_connect = []
 
@@ -138,7 +139,7 @@ class ClusterPipeline(CommandPipeline):
     async def run(self) -> None:
         """Send and receive until cancelled. The owner's task group runs this."""
         try:
-            async with asyncio.TaskGroup() as self._running:
+            async with TaskGroup() as self._running:
                 for node in self._pipelines.values():
                     self._running.create_task(node.run())
                 try:

@@ -1,0 +1,96 @@
+"""A task group that ends although its tasks lose a cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferfleet.wire.tasks import TaskGroup
+
+PATIENCE_S = 30.0
+
+
+async def deaf_once() -> None:
+    """Lose the first cancellation, as ``asyncio.wait_for`` may before Python 3.12."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.Event().wait()
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Wait until a task has ended, without waiting for ever."""
+    done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
+    assert done
+
+
+@pytest.mark.parametrize("body_ends", [False, True])
+async def test_a_cancelled_group_ends(body_ends: bool) -> None:
+    async def run() -> None:
+        async with TaskGroup() as group:
+            group.create_task(deaf_once())
+            await asyncio.sleep(0)
+            if not body_ends:
+                await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    running.cancel()
+
+    await ended(running)
+    assert running.cancelled()
+
+
+@pytest.mark.parametrize("body_ends", [False, True])
+async def test_the_error_of_a_task_ends_the_others_and_is_told(body_ends: bool) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError("this one")
+
+    async def run() -> None:
+        async with TaskGroup() as group:
+            group.create_task(deaf_once())
+            group.create_task(fail())
+            if not body_ends:
+                await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+
+    await ended(running)
+    errors = running.exception()
+    assert isinstance(errors, ExceptionGroup)
+    assert [str(error) for error in errors.exceptions] == ["this one"]
+    assert not running.cancelling()
+
+
+async def test_the_error_of_the_body_ends_the_tasks_and_is_told() -> None:
+    async def run() -> None:
+        async with TaskGroup() as group:
+            group.create_task(deaf_once())
+            await asyncio.sleep(0)
+            raise ValueError("this one")
+
+    running = asyncio.create_task(run())
+
+    await ended(running)
+    assert isinstance(running.exception(), ExceptionGroup)
+
+
+async def test_a_group_waits_for_tasks_that_begin_while_it_waits() -> None:
+    told: list[str] = []
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        told.append("later")
+
+    async with TaskGroup() as group:
+
+        async def first() -> None:
+            await asyncio.sleep(0)
+            group.create_task(later())
+
+        group.create_task(first())
+
+    assert told == ["later"]
