@@ -47,6 +47,7 @@ async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> 
         "sessions",
         "runs",
         "batches",
+        "rollouts",
         "dead-letters",
         f"dead-letters/{pool}",
         "nothing",
