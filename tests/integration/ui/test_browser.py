@@ -167,6 +167,9 @@ async def test_a_rollout_is_promoted_and_aborted_after_questions(
     await look.page.click("button:has-text('Abort the rollout')")
     await card.locator(".badge.aborted").wait_for()
     await look.examine("rollout-aborted")
+    await look.page.click("nav >> text=Fleet")
+    await look.page.locator(".badge.aborted").first.wait_for()
+    await look.examine("fleet-rollout")
     assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
 
 
