@@ -101,7 +101,11 @@ async def test_the_fleet_shows_rollouts_until_they_are_finished(
     assert [">1 of 2<" in await row(), ">– / –<" in await row()] == [True] * 2
     await rollouts.abort(pool, reason=HOSTILE)
     assert_escaped(await row())
-    await eventually(shown(reader, '<span class="badge aborted">'))
+
+    async def aborted() -> bool:
+        return '<span class="badge aborted">' in await row()
+
+    await eventually(aborted)
     await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600, allow_no_workers=True)
     await rollouts.promote(pool, allow_no_workers=True)
     assert ["promoted" in await row(), ">100 %<" in await row()] == [True] * 2
