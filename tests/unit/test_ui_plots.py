@@ -51,6 +51,7 @@ def test_numbers_have_separators_and_unknown_ones_are_dashes() -> None:
         "100",
     ]
     assert [words.size(each) for each in (512, 2048, 5 << 20)] == ["512 bytes", "2.0 KiB", "5.0 MiB"]
+    assert [words.percent(each) for each in (0, 2.5, 100.0)] == ["0 %", "2.5 %", "100 %"]
 
 
 def test_an_answer_is_shown_by_its_choices() -> None:

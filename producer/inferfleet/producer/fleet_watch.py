@@ -150,6 +150,7 @@ class FleetWatch:
         return PoolView(
             pool=pool.pool,
             paused_at=pool.paused_at,
+            required_identity=pool.required_identity,
             queue_max_length=pool.queue_max_length,
             ready=pool.ready,
             held=pool.held,

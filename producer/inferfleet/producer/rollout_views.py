@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from inferfleet.producer.rollout_tests import LEAST_TTFT_S
 from inferfleet.schemas.ended_counts import EndedCounts, quantile
@@ -13,6 +14,14 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.rollouts import read_rollouts
 
 
+class RolloutSides(NamedTuple):
+    """A rollout, and what both its pools have ended since its step began."""
+
+    rollout: Rollout
+    stable: EndedCounts
+    canary: EndedCounts
+
+
 async def rollout_views(pipeline: CommandPipeline) -> list[RolloutView]:
     """Read the rollouts that are not finished, sorted by pool.
 
@@ -20,14 +29,23 @@ async def rollout_views(pipeline: CommandPipeline) -> list[RolloutView]:
         ServiceUnreachableError: Redis does not answer.
 
     """
-    return await asyncio.gather(*(_view(pipeline, rollout) for rollout in await read_rollouts(pipeline)))
+    return list(map(_view, await rollout_sides(pipeline)))
 
 
-async def _view(pipeline: CommandPipeline, rollout: Rollout) -> RolloutView:
+async def rollout_sides(pipeline: CommandPipeline) -> list[RolloutSides]:
+    """Read the same rollouts with all that is counted of their pools. Raises as ``rollout_views`` does."""
+    return await asyncio.gather(*(_sides(pipeline, rollout) for rollout in await read_rollouts(pipeline)))
+
+
+async def _sides(pipeline: CommandPipeline, rollout: Rollout) -> RolloutSides:
     stable, canary = await asyncio.gather(
         read_counts(pipeline, rollout.pool), read_counts(pipeline, rollout.to)
     )
-    stable, canary = stable.since(rollout.stable_before), canary.since(rollout.canary_before)
+    return RolloutSides(rollout, stable.since(rollout.stable_before), canary.since(rollout.canary_before))
+
+
+def _view(sides: RolloutSides) -> RolloutView:
+    rollout, stable, canary = sides
     return RolloutView(
         pool=rollout.pool,
         to=rollout.to,

@@ -18,6 +18,16 @@ import pytest
 SHARP = ("serious", "critical")
 """The findings of axe that no page may have."""
 
+FOCUS = """() => {
+    const all = [...document.querySelectorAll(
+        "a[href], button, input:not([type=hidden]), select, summary, [tabindex='0']"
+    )].filter(each => each.checkVisibility());
+    return [all.indexOf(document.activeElement), all.map(each => each.outerHTML)];
+}"""
+"""Which control of a page has the focus, -1 for none, and the markup of all."""
+
+MOST_TABS = 500
+
 
 class Look:
     """A window of a size and a colour scheme, in which every page that was opened is examined."""
@@ -41,16 +51,37 @@ class Look:
         await self.page.screenshot(path=self._pictures / f"{what}-{self._name}.png", full_page=True)
         width = await self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width[0] <= width[1], f"{what} is {width[0]} wide in a window of {width[1]}"
+        hidden = await self.page.evaluate(
+            "[...document.querySelectorAll('.table')].filter(each => each.scrollWidth > each.clientWidth)"
+            ".map(each => [each.ariaLabel, each.scrollWidth - each.clientWidth])"
+        )
+        assert not hidden, f"parts of these tables of {what} have to be scrolled into sight: {hidden}"
         found = (await Axe().run(self.page)).response["violations"]
         sharp = [each for each in found if each["impact"] in SHARP]
         assert not sharp, json.dumps(
             [(each["id"], [node["html"] for node in each["nodes"]]) for each in sharp], indent=1
         )
         assert self.complaints == []
+        await self._walk()
+
+    async def _walk(self) -> None:
+        """Assert that the Tab key reaches each control. The focus is then where it was."""
+        before = await self.page.evaluate_handle("document.activeElement")
+        reached: set[int] = set()
+        missing = ["all"]
+        for _ in range(MOST_TABS):
+            await self.page.keyboard.press("Tab")
+            at, controls = await self.page.evaluate(FOCUS)
+            reached.add(at)
+            missing = [markup for place, markup in enumerate(controls) if place not in reached]
+            if not missing:
+                break
+        assert not missing, f"the keyboard does not reach {missing}"
+        await self.page.evaluate("(before) => { document.activeElement.blur(); before.focus(); }", before)
 
 
 LOOKS = {
-    "wide-light": {"viewport": {"width": 1360, "height": 900}, "color_scheme": "light"},
+    "wide-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "narrow-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
 

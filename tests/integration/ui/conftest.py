@@ -17,6 +17,7 @@ from inferfleet.agents import AgentRuns
 from inferfleet.gateway import api_keys
 from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
 from inferfleet.producer import Fleet
+from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas.job import DEFAULT_TENANT
 from inferfleet.schemas.run import ModelAnswered, ModelCalled, QuestionAsked, QuestionKind, RunState, Step
 
@@ -68,6 +69,16 @@ async def waiting_run(fleet: Fleet, queue: str, *, tenant: str = DEFAULT_TENANT,
     )
     await runs.records.settle(run_id, RunState.WAITING, fence="one", told=0)
     return run_id
+
+
+async def start_rollout(fleet: Fleet, pool: str) -> str:
+    """Start a rollout of a pool that no worker serves. Return the canary pool."""
+    canary = f"{pool}-v2"
+    for name in (pool, canary):
+        await fleet.declare_pool(name)
+    steps = (5, 50, 100)
+    await Rollouts(fleet).start(pool, to=canary, steps=steps, interval_s=3600, allow_no_workers=True)
+    return canary
 
 
 @pytest.fixture

@@ -20,13 +20,14 @@ from tests.integration.conftest import (
     until_tokens,
 )
 from tests.integration.ui.browser import LOOKS, Look, chromium
-from tests.integration.ui.conftest import HOSTILE, Reader, new_key, waiting_run
+from tests.integration.ui.conftest import HOSTILE, Reader, new_key, start_rollout, waiting_run
 
 from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
 from inferfleet.schemas.fleet_history import FleetSample
 from inferfleet.schemas.names import FLEET_HISTORY_KEY
 from inferfleet.schemas.run import RunResult, RunState
+from inferfleet.wire.redis.ended_counts import add_counts
 
 MANY = 10_000
 
@@ -47,6 +48,7 @@ async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> 
         "sessions",
         "runs",
         "batches",
+        "rollouts",
         "dead-letters",
         f"dead-letters/{pool}",
         "nothing",
@@ -140,6 +142,37 @@ async def test_a_person_approves_a_call_of_a_run(
     await look.page.locator("[data-live='0'] .badge.succeeded").wait_for()
 
 
+async def test_a_rollout_is_promoted_and_aborted_after_questions(
+    look: Look, gateway: RunningGateway, fleet: Fleet, pool: str
+) -> None:
+    canary = await start_rollout(fleet, pool)
+    own = {"succeeded": 1970, "failed": 30, "first_token:110": 1500, "first_token:140": 470, "wait:90": 1970}
+    await add_counts(fleet.pipeline, pool, own, call="one")
+    other = {"succeeded": 96, "failed": 1, "first_token:112": 96, "wait:91": 96}
+    await add_counts(fleet.pipeline, canary, other, call="two")
+    await look.page.goto(f"{gateway.url}/ui/rollouts")
+    card = look.page.locator(f"section[aria-labelledby='rollout-{pool}']")
+    await look.examine("rollouts")
+    await card.locator("text=Promote").click()
+    await look.page.click("button:has-text('Promote the rollout')")
+    await look.page.locator("[role=alert]").wait_for()
+    look.complaints[:] = [each for each in look.complaints if "409" not in each]
+    await look.examine("promote-refused")
+    await look.page.locator("label:has-text('without a ready worker')").click()
+    await look.page.click("button:has-text('Promote the rollout')")
+    await card.locator(".badge.promoted").wait_for()
+    await card.locator("text=Abort").click()
+    await look.page.fill("input[name=reason]", HOSTILE)
+    await look.examine("abort-asked")
+    await look.page.click("button:has-text('Abort the rollout')")
+    await card.locator(".badge.aborted").wait_for()
+    await look.examine("rollout-aborted")
+    await look.page.click("nav >> text=Fleet")
+    await look.page.locator(".badge.aborted").first.wait_for()
+    await look.examine("fleet-rollout")
+    assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
+
+
 async def test_a_failed_job(
     look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
@@ -148,6 +181,16 @@ async def test_a_failed_job(
     await fleet.wait(job)
     await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
     await look.examine("job-failed")
+
+    async def known() -> bool:
+        return job.id in {each.id for each in (await fleet.watch.snapshot()).ended}
+
+    await eventually(known)
+    await look.page.goto(f"{gateway.url}/ui/jobs")
+    await look.page.select_option("#state", "failed")
+    await look.page.click("button:has-text('Filter')")
+    await look.page.locator(f"text={job.id}").wait_for()
+    await look.examine("jobs-failed")
 
 
 async def test_dead_letters_are_submitted_again_after_a_question(

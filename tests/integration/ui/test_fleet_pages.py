@@ -9,6 +9,7 @@ import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
+    RunCommand,
     StartGateway,
     StartWorker,
     chat,
@@ -28,6 +29,9 @@ from inferfleet.wire.redis.fleet_history import FleetHistory
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 SEEN_S = 0.05
+
+UNLIKE = "0123456789abcdef"
+"""The identity of no model."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +60,32 @@ async def test_the_fleet_shows_pools_their_gates_and_their_workers(
     await eventually(shown(reader, f"/ui/fleet/workers/{pool}-worker/drain", "succeeded"))
 
 
+async def test_the_fleet_shows_models_and_swaps_that_were_rolled_back(
+    fleet: Fleet, reader: Reader, start_worker: StartWorker, inferfleet: RunCommand, pool: str
+) -> None:
+    # The first command may take longer than a heartbeat lives.
+    await inferfleet("--version")
+    await start_worker(worker_id=f"{pool}-worker", heartbeat_interval_s=0.1)
+
+    async def ready() -> bool:
+        (status,) = (await fleet.pool(pool)).workers or (None,)
+        return status is not None and bool(status.model_identity)
+
+    await eventually(ready)
+    await fleet.require_identity(pool, UNLIKE)
+    wanted = (f'requires model <span class="id">{UNLIKE}</span>', f"requires model {UNLIKE}, but this worker")
+    await eventually(shown(reader, *wanted))
+    await fleet.require_identity(pool, None)
+    (worker,) = (await fleet.pool(pool)).workers
+    await eventually(shown(reader, f'<span class="id">{worker.model_identity}</span>'))
+    args = '{"weights": -1, "speed": 0}'
+    options = ("--pool", pool, "--model", "simulated", "--engine-args", args)
+    assert (await inferfleet("model", "swap", *options)).code == 1
+    await eventually(
+        shown(reader, '<span class="badge rolled_back">swap rolled back</span>', "it answers every")
+    )
+
+
 async def test_the_fleet_shows_rollouts_until_they_are_finished(
     fleet: Fleet, reader: Reader, pool: str
 ) -> None:
@@ -65,13 +95,17 @@ async def test_the_fleet_shows_rollouts_until_they_are_finished(
 
     async def row() -> str:
         table = (await reader.page("/ui/fleet")).partition('aria-label="Table of rollouts"')[2]
-        return table.partition(f">{pool}</td>")[2].partition("</tr>")[0]
+        return table.partition(f">{pool}</a></td>")[2].partition("</tr>")[0]
 
     assert [f">{canary}</td>" in await row(), "running" in await row(), ">5 %<" in await row()] == [True] * 3
     assert [">1 of 2<" in await row(), ">– / –<" in await row()] == [True] * 2
     await rollouts.abort(pool, reason=HOSTILE)
     assert_escaped(await row())
-    await eventually(shown(reader, '<span class="badge aborted">'))
+
+    async def aborted() -> bool:
+        return '<span class="badge aborted">' in await row()
+
+    await eventually(aborted)
     await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600, allow_no_workers=True)
     await rollouts.promote(pool, allow_no_workers=True)
     assert ["promoted" in await row(), ">100 %<" in await row()] == [True] * 2

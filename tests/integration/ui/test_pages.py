@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+import pytest
 from tests.integration.conftest import (
     StartWorker,
     answer_to,
     chat,
+    eventually,
     slow_chat,
     until_running,
 )
 from tests.integration.ui.conftest import HOSTILE, NO_JOB, Reader, assert_escaped
 
+from inferfleet.gateway.ui import fleet_view
 from inferfleet.producer import Fleet
 
 
@@ -32,13 +35,80 @@ async def test_the_list_shows_what_waits_and_its_filters_narrow_it(
         f"/ui/jobs?pool={pool}&state=running"
     )
     assert "No unfinished job" in await reader.page(f"/ui/jobs?pool={pool}&until=2001-01-01T00:00")
-    for wrong in ("state=failed", "priority=ten", "since=yesterday", "metadata=team", "after=x"):
-        name, _, value = wrong.partition("=")
+    for wrong in (
+        *("state=gone", "priority=ten", "since=yesterday", "metadata=team", "after=x"),
+        *("state=failed&session_id=failed", "state=failed&metadata=a%3Dfailed", "state=failed&priority=10"),
+    ):
+        name, _, value = wrong.rpartition("&")[2].replace("a%3D", "").partition("=")
         told = await reader.page(f"/ui/jobs?pool={pool}&{wrong}", 400)
         assert name in told
         assert value in told or name == "after"
     opened = await reader.get("/ui/jobs", params={"id": f" {normal.id} "})
     assert opened.headers["location"] == f"/ui/jobs/{normal.id}"
+
+
+async def test_the_list_shows_what_live_workers_have_ended_by_state(
+    fleet: Fleet, reader: Reader, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_view, "FRESH_S", 0.0)
+    await start_worker()
+    good = await fleet.submit(chat(), pool=pool, priority=7)
+    bad = await fleet.submit(chat(simulated={"fail": "engine_error"}), pool=pool, max_attempts=1)
+    other = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.other")
+    await fleet.wait_many([good, bad, other])
+
+    async def known() -> bool:
+        return {good.id, bad.id, other.id} <= {job.id for job in (await fleet.watch.snapshot()).ended}
+
+    await eventually(known)
+    query = f"/ui/jobs?pool={pool}&state="
+    pages = {state: await reader.page(f"{query}{state}") for state in ("succeeded", "failed", "cancelled")}
+    assert [state for state, page in pages.items() if good.id in page] == ["succeeded"]
+    assert [state for state, page in pages.items() if bad.id in page] == ["failed"]
+    result = (await fleet.get(bad)).result
+    assert result is not None
+    assert result.error is not None
+    assert f"<code>{result.error.code}</code>" in pages["failed"]
+    assert not any(other.id in page for page in pages.values()), "it is of another tenant"
+    assert "None of the jobs that ended last" in pages["cancelled"]
+    for narrower in ("priority=4", "until=2001-01-01T00:00", f"pool={pool}-unknown"):
+        assert good.id not in await reader.page(f"{query}succeeded&{narrower}")
+    for wider in ("priority=7", "since=2001-01-01T00:00"):
+        assert good.id in await reader.page(f"{query}succeeded&{wider}")
+
+
+LONG = "x" * 5000
+WRONG = (
+    "",
+    "%00",
+    "%ff%fe",
+    "%3Cscript%3Ealert(1)%3C/script%3E",
+    LONG,
+    "-1",
+    "NaN",
+    "..%2f..",
+    "%7B%7B7*7%7D%7D",
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
+async def test_nothing_in_an_address_is_more_than_text(reader: Reader, pool: str, wrong: str) -> None:
+    names = ("id", "pool", "state", "priority", "session_id", "since", "until", "metadata", "after")
+    for path in (
+        *(f"jobs?{name}={wrong}" for name in names),
+        *(f"jobs?state=failed&{name}={wrong}" for name in names),
+        *(f"runs?{name}={wrong}" for name in ("id", "queue", "state", "after")),
+        *(f"{page}/{wrong}" for page in ("jobs", "sessions", "runs", "batches", "dead-letters")),
+        *(f"sessions?id={wrong}", f"sessions/{pool}?every={wrong}", f"batches?after={wrong}"),
+        *(f"dead-letters/{pool}?{name}={wrong}" for name in ("message", "priority")),
+        *(f"rollouts/{wrong}/pause", f"rollouts/{pool}/{wrong}"),
+        *(f"fleet/pools/{wrong}/pause", f"fleet/pools/{pool}/{wrong}", f"fleet/workers/{wrong}/drain"),
+    ):
+        answer = await reader.get(f"/ui/{path}")
+        assert answer.status_code < 500, path
+        assert "<script>alert" not in answer.text, path
+        if answer.status_code >= 400:
+            assert "<main" in answer.text, path
 
 
 async def test_a_list_that_is_too_long_for_a_page_goes_on_behind_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.integration.conftest import RunningGateway, StartGateway, StartWorker, chat
+from tests.integration.conftest import RunningGateway, StartGateway, StartWorker, chat, eventually
 from tests.integration.ui.conftest import NO_JOB, Reader, SignIn, new_key, waiting_run
 
 from inferfleet.gateway import api_keys
@@ -24,6 +24,8 @@ PAGES = (
     f"batches/batch_{'0' * 32}",
     "dead-letters",
     "dead-letters/default",
+    "rollouts",
+    "rollouts/default/pause",
 )
 FLEET_PAGES = (
     "fleet",
@@ -31,6 +33,8 @@ FLEET_PAGES = (
     "fleet/workers/w/drain",
     "dead-letters",
     "dead-letters/default",
+    "rollouts",
+    "rollouts/default/pause",
 )
 FORMS = (
     f"jobs/{NO_JOB}/cancel",
@@ -40,10 +44,12 @@ FORMS = (
     f"runs/{NO_JOB}/answer",
     f"batches/batch_{'0' * 32}/cancel",
     "dead-letters/default/replay",
+    "rollouts/default/abort",
     "sign-out",
 )
 FLEET_FORMS = (
     "dead-letters/default/replay",
+    "rollouts/default/abort",
     "fleet/pools/default/pause",
     "fleet/workers/w/drain",
 )
@@ -127,6 +133,11 @@ async def test_a_tenant_sees_only_its_own(
     ended = await fleet.submit(chat("secret"), pool=pool, tenant=f"{pool}.yours", session_id="talk")
     worker = await start_worker()
     await fleet.wait(ended)
+
+    async def listed() -> bool:
+        return ended.id in await yours.page("/ui/jobs?state=succeeded")
+
+    await eventually(listed)
     await worker.stop()
     waiting = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.yours", session_id="talk")
     allowed = {"authorization": f"Bearer {yours.cookies['inferfleet_key']}"}
@@ -153,9 +164,12 @@ async def test_a_tenant_sees_only_its_own(
     for form in ("cancel", "approve", "deny", "answer"):
         assert (await mine.submit(f"/ui/runs/{run_id}/{form}")).status_code == 404
     runs = f"/ui/runs?queue={pool}"
-    for path in ("/ui/jobs", f"/ui/jobs?pool={pool}&session_id=talk", "/ui/batches", runs):
+    for path in (
+        *("/ui/jobs", f"/ui/jobs?pool={pool}&session_id=talk", "/ui/jobs?state=succeeded"),
+        *("/ui/batches", runs),
+    ):
         page = await mine.page(path)
-        assert not any(each in page for each in (waiting.id, batch_id, run_id))
+        assert not any(each in page for each in (ended.id, waiting.id, batch_id, run_id))
     assert waiting.id in await yours.page(f"/ui/jobs?pool={pool}&session_id=talk")
     assert batch_id in await yours.page("/ui/batches")
     assert run_id in await yours.page(runs)
@@ -169,7 +183,8 @@ async def test_a_key_sees_no_page_of_the_whole_fleet(sign_in: SignIn, tenant: st
         assert "whole fleet" in await reader.page(f"/ui/{path}", 403)
     for path in FLEET_FORMS:
         assert (await reader.submit(f"/ui/{path}", confirmed="yes")).status_code == 403
-    assert "Dead letters" not in await reader.page("/ui/jobs")
+    page = await reader.page("/ui/jobs")
+    assert not any(each in page for each in ("Dead letters", "Rollouts"))
 
 
 async def test_a_revoked_key_counts_no_more(sign_in: SignIn, key_file: Path) -> None:

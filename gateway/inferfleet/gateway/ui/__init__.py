@@ -11,6 +11,7 @@
     batch_pages     batches
     letter_pages    dead letters
     fleet_pages     pools and workers
+    rollout_pages   rollouts
     fleet_view      what they show, and the samples of the last hour
     rights          who may see the whole fleet
     plots           lines of a plot

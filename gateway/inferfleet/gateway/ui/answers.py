@@ -16,7 +16,10 @@ MOST_CHARS: Final = 200_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one choice of an answer, or one message, says. ``calls`` are tool calls as text."""
+    """What one choice of an answer, or one message, says. ``calls`` are tool calls as text.
+
+    The only choice of an answer has no ``title``.
+    """
 
     title: str
     text: str
@@ -31,9 +34,7 @@ def answer_parts(response: Mapping[str, Any]) -> list[Part]:
         return [Part(title=str(response.get("object", "answer")), text=as_json(response))]
     many = len(choices) > 1
     return [
-        _part(
-            f"Choice {number}" if many else "Answer", choice.get("message") or {"content": choice.get("text")}
-        )
+        _part(f"Choice {number}" if many else "", choice.get("message") or {"content": choice.get("text")})
         for number, choice in enumerate(choices, start=1)
     ]
 

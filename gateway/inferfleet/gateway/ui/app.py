@@ -22,6 +22,7 @@ from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.ui.job_pages import job_pages
 from inferfleet.gateway.ui.letter_pages import letter_pages
 from inferfleet.gateway.ui.pages import UI_PATH, Pages, SecureHeaders
+from inferfleet.gateway.ui.rollout_pages import rollout_pages
 from inferfleet.gateway.ui.run_pages import run_pages
 from inferfleet.gateway.ui.session_pages import session_pages
 from inferfleet.gateway.ui.sign_in import SignedOutError, sign_in_routes, signed_in, to_sign_in
@@ -52,9 +53,10 @@ def make_ui(gateway: Gateway, view: FleetView) -> ASGIApp:
         path = "fleet" if gateway.keys is None else "jobs"
         return RedirectResponse(f"{UI_PATH}/{path}", HTTPStatus.SEE_OTHER)
 
-    for make in (job_pages, session_pages, run_pages, batch_pages, letter_pages):
+    for make in (session_pages, run_pages, batch_pages, letter_pages):
         inside.include_router(make(gateway, pages))
-    inside.include_router(fleet_pages(gateway, pages, view))
+    for make_with in (job_pages, fleet_pages, rollout_pages):
+        inside.include_router(make_with(gateway, pages, view))
     app.include_router(inside)
     app.include_router(sign_in_routes(gateway, pages))
     app.mount("/static", StaticFiles(directory=_STATIC))

@@ -1,7 +1,8 @@
 """Pages of jobs: the list, one with its text as it grows, and cancelling it.
 
-A page of the list reads as much as one of the API's. A job's page reads its record and its journal once, and
-while it runs, its script follows the journal.
+A page of the list reads as much as one of the API's. Jobs that have ended are in no index, so the list has
+only the last few that live workers told of, from the snapshot that all viewers share. A job's page reads its
+record and its journal once, and while it runs, its script follows the journal.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_routes import LastEventId, check_job_id, job_events
 from inferfleet.gateway.ui.answers import answer_parts
+from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.ui.forms import read_form
 from inferfleet.gateway.ui.pages import UI_PATH, Pages
 from inferfleet.producer import JobFilter
+from inferfleet.producer.job_making import check_pool
 from inferfleet.producer.openai.refusals import bad_request
+from inferfleet.schemas.heartbeat import EndedJob
 from inferfleet.schemas.job import JobState
 
 LISTED: Final = 100
@@ -30,7 +35,7 @@ FILTERS: Final = ("pool", "state", "priority", "session_id", "since", "until", "
 """Those of the API's list. ``metadata`` is one pair here, like ``team=search``, and times are UTC."""
 
 
-def job_pages(gateway: Gateway, pages: Pages) -> APIRouter:
+def job_pages(gateway: Gateway, pages: Pages, view: FleetView) -> APIRouter:
     """Make the routes."""
     router = APIRouter(prefix="/jobs")
 
@@ -40,8 +45,13 @@ def job_pages(gateway: Gateway, pages: Pages) -> APIRouter:
         if job_id := asked.get("id", "").strip():
             return RedirectResponse(_path(job_id.lower()), HTTPStatus.SEE_OTHER)
         given = {name: asked.get(name, "").strip() for name in FILTERS}
+        where = _where(**given)
+        if where.state is not None and where.state.terminal:
+            fleet, tenant = await view.snapshot(), caller_of(request).tenant
+            jobs = [job for job in fleet.ended if job.tenant == tenant and _has_ended(job, where)]
+            return pages.page(request, "ended_jobs.html", fleet=fleet, jobs=jobs, given=given, filtered=True)
         page = await gateway.fleet_of(request).jobs_page(
-            _where(**given), after=asked.get("after") or None, limit=LISTED
+            where, after=asked.get("after") or None, limit=LISTED
         )
         return pages.page(
             request,
@@ -81,8 +91,16 @@ def job_pages(gateway: Gateway, pages: Pages) -> APIRouter:
 def _where(
     *, pool: str, state: str, priority: str, session_id: str, since: str, until: str, metadata: str
 ) -> JobFilter:
-    if state not in {"", JobState.QUEUED, JobState.RUNNING}:
-        raise bad_request(f"state: {state[:32]!r} is neither queued nor running", param="state")
+    if state not in {"", *JobState}:
+        raise bad_request(f"state: {state[:32]!r} is not one of {', '.join(JobState)}", param="state")
+    for condition, value in (("session_id", session_id), ("metadata", metadata)):
+        if value and state and JobState(state).terminal:
+            raise bad_request(
+                f"{condition}: of jobs that are {state} this is not known, so leave the field empty",
+                param=condition,
+            )
+    if pool:
+        check_pool(pool)
     name, is_pair, value = metadata.partition("=")
     if metadata and not (name and is_pair):
         raise bad_request(f"metadata: {metadata[:64]!r} is not like team=search", param="metadata")
@@ -94,6 +112,16 @@ def _where(
         since=_moment("since", since),
         until=_moment("until", until),
         metadata={name: value} if metadata else {},
+    )
+
+
+def _has_ended(job: EndedJob, where: JobFilter) -> bool:
+    return (
+        job.state is where.state
+        and where.pool in {None, job.pool}
+        and where.priority in {None, job.priority}
+        and (where.since is None or job.ended_at >= where.since)
+        and (where.until is None or job.ended_at <= where.until)
     )
 
 

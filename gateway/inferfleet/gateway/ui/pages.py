@@ -40,6 +40,7 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "count": words.count,
     "lasting": words.lasting,
     "moment": words.moment,
+    "percent": words.percent,
     "path": partial(quote, safe=""),
     # Text of jobs may have escape sequences; a browser ignores them, but people should see them.
     "printable": printable,

@@ -38,6 +38,11 @@ def share(part: float | None) -> str:
     return "–" if part is None else f"{part:.1%}"
 
 
+def percent(number: float) -> str:
+    """Write a number from 0 to 100 with its sign."""
+    return f"{number:g} %"
+
+
 def size(number: int) -> str:
     """Write a number of bytes."""
     value = float(number)
