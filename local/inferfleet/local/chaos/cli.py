@@ -67,6 +67,9 @@ def command(
     another_model: Annotated[
         bool, typer.Option("--another-model", help="Start some workers with another model.")
     ] = False,
+    fair_shares: Annotated[
+        bool, typer.Option("--fair-shares", help="Let the tenants of the jobs share the pool.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option(help="New or empty folder for logs and ledgers; discarded by default.")
     ] = None,
@@ -104,6 +107,7 @@ def command(
         shared_keys=shared_keys,
         garbage=garbage,
         another_model=another_model,
+        fair_shares=fair_shares,
         topology=topology,
         # Replicas delete, too, what the master deletes.
         cluster_faults=frozenset(

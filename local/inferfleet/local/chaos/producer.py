@@ -58,6 +58,7 @@ class Plan(BaseModel):
     connect_timeout_s: float = 5.0
     publish_timeout_s: float = 5.0
     wait_replicas: int = 0
+    fair_shares: bool = False
 
 
 class Producer:
@@ -177,6 +178,7 @@ async def produce(plan: Plan) -> None:
         connect_timeout_s=plan.connect_timeout_s,
         publish_timeout_s=plan.publish_timeout_s,
         redis_wait_replicas=plan.wait_replicas,
+        fair_shares=plan.fair_shares,
         state_check_interval_s=2.0,
     )
     ledger = Ledger(plan.ledger)

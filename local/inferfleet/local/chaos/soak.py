@@ -84,6 +84,8 @@ class SoakOptions:
     garbage: bool = False
     """Another client publishes messages that are no jobs."""
     another_model: bool = False
+    fair_shares: bool = False
+    """The tenants of the jobs share the pool."""
     topology: Topology = Topology.SINGLE
     cluster_faults: frozenset[ClusterFault] = field(default_factory=possible_faults)
     """The faults of services in a cluster."""
@@ -202,6 +204,7 @@ async def _running_harness(
                 named_servers=cluster.named_servers if cluster else None,
                 engine_args=ENGINE_ARGS | {"token_log": str(_token_log(folder))},
                 queue_type=options.queue_type,
+                fair_shares=options.fair_shares,
                 redis_wait_replicas=options.wait_replicas,
                 **({"sweep_interval_s": SWEEP_INTERVAL_S} | (CLUSTER_WORKERS if cluster else {})),
             )
@@ -328,6 +331,7 @@ class _Run:
             patience_s=0.0 if self._options.shared_keys else 5.0,
             connect_timeout_s=1.0 if self._options.shared_keys else 5.0,
             wait_replicas=self._options.wait_replicas,
+            fair_shares=self._options.fair_shares,
         )
         link = await self._harness.link()
         return ProducerProcess(plan, link=link, log=self._folder / f"producer-{index}.log", reaper=reaper)

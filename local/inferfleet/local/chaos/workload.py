@@ -33,6 +33,8 @@ class Kind(StrEnum):
     STREAMED = "streamed"
     CANCELLED = "cancelled"
     EXPIRING = "expiring"
+    DELAYED = "delayed"
+    """Starts some seconds later."""
     CHOICES = "choices"
     """Has two choices, so it cannot be resumed and restarts."""
     FLAKY = "flaky"
@@ -51,6 +53,7 @@ WEIGHTS = {
     Kind.STREAMED: 250,
     Kind.CANCELLED: 50,
     Kind.EXPIRING: 30,
+    Kind.DELAYED: 30,
     Kind.CHOICES: 20,
     Kind.FLAKY: 20,
     Kind.INVALID: 15,
@@ -64,6 +67,7 @@ _ENDS = {
     Kind.STREAMED: {JobState.SUCCEEDED},
     Kind.CANCELLED: {JobState.SUCCEEDED, JobState.CANCELLED},
     Kind.EXPIRING: {JobState.SUCCEEDED, JobState.EXPIRED},
+    Kind.DELAYED: {JobState.SUCCEEDED},
     Kind.CHOICES: {JobState.SUCCEEDED},
     Kind.FLAKY: {JobState.SUCCEEDED, JobState.FAILED},
     Kind.INVALID: {JobState.FAILED},
@@ -71,6 +75,9 @@ _ENDS = {
     Kind.POISON: {JobState.FAILED},
     Kind.ENGINE_KILLER: {JobState.FAILED},
 }
+
+TENANTS = 3
+"""The number of tenants that submit a soak's jobs."""
 
 _ATTEMPTS = 2
 """The ``max_attempts`` of jobs that can only fail."""
@@ -103,12 +110,16 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
     return Job(
         body=body,
         pool=pool,
+        tenant=f"tenant-{number % TENANTS}",
         priority=rng.choice((1, 4, 4, 4, 7, 9)),
         stream=kind is Kind.STREAMED,
         max_attempts=_ATTEMPTS if kind in _HOPELESS else _PATIENT_ATTEMPTS,
         idempotency_key=f"chaos-{seed}-{number}",
         expires_at=datetime.now(UTC) + timedelta(seconds=rng.uniform(0.05, 2.0))
         if kind is Kind.EXPIRING
+        else None,
+        not_before=datetime.now(UTC) + timedelta(seconds=rng.uniform(0.5, 5.0))
+        if kind is Kind.DELAYED
         else None,
         metadata={KIND: kind},
     )
