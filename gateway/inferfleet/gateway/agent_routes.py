@@ -97,7 +97,7 @@ def agent_routes(gateway: Gateway) -> APIRouter:
             asked.input,
             queue=asked.queue,
             priority=priority,
-            limits=asked.limits,
+            limits=asked.run_limits,
             idempotency_key=request.headers.get("idempotency-key"),
             traceparent=trace_of_request(request.headers).get("traceparent"),
         )

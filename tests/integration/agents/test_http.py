@@ -165,6 +165,12 @@ async def test_a_caller_denies_a_call_and_cancels_a_run(
     [
         ("clerk", {}, {}, "input: is missing"),
         ("clerk", {"input": "pay", "inputs": 1}, {}, "inputs"),
+        (
+            "clerk",
+            {"input": "pay", "limits": {"max_stps": 1}},
+            {},
+            "limits.max_stps: is not a member",
+        ),
         ("clerk", {"input": "pay", "priority": "soon"}, {}, "priority: 'soon' is neither"),
         ("clerk", {"input": "pay", "limits": {"max_steps": 0}}, {}, "limits.max_steps"),
         ("clerk", {"input": "pay", "limits": {"max_cost": -1}}, {}, "limits.max_cost: -1 is too low"),
