@@ -21,7 +21,7 @@ class _Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_no_other_members(cls, given: object) -> object:
+    def _has_no_other_members(cls, given: Any) -> Any:
         for name in cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else ():
             if name not in cls.model_fields:
                 quoted = name[:MAX_QUOTED_CHARS]
@@ -42,7 +42,8 @@ class AskedPrices(Prices, _Request):
 class AskedLimits(RunLimits, _Request):
     """The limits that a caller sets."""
 
-    prices: AskedPrices | None = None
+    # It is frozen, which pyright does not see.
+    prices: AskedPrices | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class StartRun(_Request):
