@@ -22,7 +22,8 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_no_other_members(cls, given: Any) -> Any:
-        for name in cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else ():
+        members = cast("Mapping[str, Any]", given if isinstance(given, Mapping) else {})
+        for name in members:
             if name not in cls.model_fields:
                 quoted = name[:MAX_QUOTED_CHARS]
                 raise disagreement(
@@ -31,7 +32,7 @@ class _Request(BaseModel):
                     meant=did_you_mean(quoted, cls.model_fields),
                     members=", ".join(cls.model_fields),
                 )
-        return given
+        return cast("Any", given)
 
 
 # The models of the wire ignore unknown members. Here the configuration of the last base counts.
@@ -58,6 +59,12 @@ class StartRun(_Request):
     def run_limits(self) -> RunLimits | None:
         """The limits as an order has them."""
         return self.limits and RunLimits.model_validate(self.limits.model_dump(exclude_unset=True))
+
+
+class ReplayRun(_Request):
+    """Start a run with the order of another one, and what that had done before a call of its model."""
+
+    from_step: Annotated[int, Field(ge=1)] = 1
 
 
 class ApproveCall(_Request):
