@@ -16,6 +16,8 @@ from inferfleet.schemas.names import run_key, run_queue
 from inferfleet.schemas.run import ChildStarted, ModelCalled, RunFailureCode, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 
+pytestmark = pytest.mark.store
+
 
 def team(pool: str, **of_the_parent: object) -> Agent:
     researcher = Agent(name="researcher", description="Knows facts.", pool=pool, priority=7)
