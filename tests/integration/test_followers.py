@@ -38,6 +38,8 @@ from inferfleet.wire.redis.job_endings import JobEndings
 from inferfleet.wire.redis.records import Closed, JobRecords
 from inferfleet.worker import sweep
 
+pytestmark = pytest.mark.store
+
 BOTH = "first: {{jobs.0.text}}, second: {{ jobs.1.text }}, not {{jobs.x.text}}"
 
 

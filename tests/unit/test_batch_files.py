@@ -133,6 +133,12 @@ def test_a_repeated_custom_id_is_found_far_apart(plan_of: PlanOf) -> None:
         (b"PK\x03\x04" + b"x" * 20, "is compressed (zip)"),
         (b'{\n  "custom_id": "a"\n}\n', "no line of "),
         (b'{"prompt": "hello"}\n', "line 1: custom_id: is missing"),
+        (
+            request("a", not_before="2026-12-01T00:00:00Z").encode(),
+            "not_before: a line of a batch has no",
+        ),
+        (request("a", body={"after": ["x"]}).encode(), "body.after: a line of a batch has no options"),
+        (request("a", body={"inferfleet": {}}).encode(), "body.inferfleet: a line of a batch has no options"),
     ],
 )
 def test_an_input_without_a_request_is_refused(plan_of: PlanOf, content: bytes, message: str) -> None:

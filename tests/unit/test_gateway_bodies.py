@@ -76,6 +76,8 @@ async def test_what_is_too_large_or_too_deep_is_not_parsed(
         (b'[{}, {"a": nul}]', r"\[0\].body"),
         (b'[{"body": {}}, {"a": nul}]', r"\[1\] is not JSON"),
         (b'[{"body": {}}, 3]', r"\[1\] must be an object"),
+        (b'{"body": {"not_before": 1}}', "body.not_before: no engine knows this"),
+        (b'[{"body": {}}, {"body": {"inferfleet": 1}}]', r"\[1\].body.inferfleet: no engine knows this"),
         (b'[{"body": {}}, []]', r"\[1\] must be an object"),
         (b"[" + b"{}," * 1000 + b"{}]", "1 to 1,000"),
     ],

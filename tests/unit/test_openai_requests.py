@@ -80,6 +80,15 @@ def test_a_misspelt_option_is_refused_with_what_may_be_meant() -> None:
         read({"inferfleet": {"priorty": 3}})
 
 
+@pytest.mark.parametrize("name", ["after", "delay_s", "not_before"])
+@pytest.mark.parametrize("place", ["", "inferfleet."])
+def test_a_request_that_waits_for_its_answer_does_not_start_later(place: str, name: str) -> None:
+    asked = {"inferfleet": {name: 1}} if place else {name: 1}
+    with pytest.raises(RefusedError, match=r"a job of POST /v1/jobs") as refused:
+        read(asked)
+    assert refused.value.refusal.param == f"{place}{name}"
+
+
 def test_every_option_is_one_of_a_job_and_none_is_the_tenant() -> None:
     assert set(OPTIONS) <= Job.model_fields.keys() - {"tenant", "id", "submitted_at", "body"}
     assert set(TIERS) >= {"auto", "default", "flex", "priority"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
-from inferfleet.agents import Agent, tool
+from inferfleet.agents import Agent, Prices, RunLimits, tool
 from inferfleet.agents.metrics import RunnerMetrics
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.cli.failing import exit_code
@@ -133,7 +134,8 @@ def metrics_of_a_gateway() -> bytes:
 
 def metrics_of_a_runner() -> bytes:
     metrics = RunnerMetrics(queue="default")
-    metrics.know([Agent(name="clerk", tools=[tool(pay)])])
+    limits = RunLimits(prices=Prices(input=Decimal(1), output=Decimal(1)))
+    metrics.know([Agent(name="clerk", tools=[tool(pay)], limits=limits)])
     return generate_latest(metrics.registry)
 
 

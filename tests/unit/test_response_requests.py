@@ -112,6 +112,8 @@ def test_what_is_not_given_is_left_to_the_engine() -> None:
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
         ({"input": [{"type": "reasoning", "content": [{}]}]}, "input[0].content[0].text"),
+        ({"after": ["x"]}, "after"),
+        ({"background": True, "inferfleet": {"not_before": "x"}}, "inferfleet.not_before"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),

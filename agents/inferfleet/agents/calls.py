@@ -95,7 +95,7 @@ class CallMaker:
                 if not tool.repeatable:
                     await self._held.make_safe()
                 begun = time.monotonic()
-                with in_trace(self._held.order.traceparent):
+                with in_trace(self._held.traceparent):
                     outcome = await tool.call(call.arguments, self._context(call))
                 self._held.metrics.tool_called(tool, outcome, seconds=time.monotonic() - begun)
                 await self._end(call, outcome)
@@ -142,7 +142,7 @@ class CallMaker:
             prices=limits.prices,
             parent=RunParent(run_id=order.id, call=call.key),
             created_ms=self._held.records.now_ms(),
-            traceparent=order.traceparent,
+            traceparent=self._held.traceparent,
         )
         try:
             await self._runs.submit(child, publish_again=False)

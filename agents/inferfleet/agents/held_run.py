@@ -39,6 +39,7 @@ class HeldRun:
         limits: RunLimits,
         *,
         announced: str = "",
+        traceparent: str | None,
         records: Runs,
         replicas: Replicas,
         metrics: RunnerMetrics,
@@ -49,6 +50,8 @@ class HeldRun:
         self.limits = limits
         self.announced = announced
         """The newest question of which webhook endpoints were told."""
+        self.traceparent = traceparent
+        """The trace of what the run starts."""
         self.records = records
         self.metrics = metrics
         self.history = History(limits)

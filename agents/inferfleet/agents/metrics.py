@@ -40,6 +40,7 @@ class RunnerMetrics:
         self._ended = counter("runs_ended", "Runs that ended on this runner", "agent", "state", "code")
         self._steps = counter("steps", "Steps that were recorded", "kind")
         self._tokens = counter("tokens", "Tokens of the model's prompts and answers", "agent")
+        self._cost = counter("cost", "What prompts and answers cost, in the currency of the prices", "agent")
         self._calls = Histogram(
             "inferfleet_agent_tool_call_seconds",
             "How long tool calls took, by outcome",
@@ -58,6 +59,8 @@ class RunnerMetrics:
             self._agents.add(agent.name)
             self._ended.labels(self._queue, agent.name, RunState.SUCCEEDED, "")
             self._tokens.labels(self._queue, agent.name)
+            if agent.limits.prices is not None:
+                self._cost.labels(self._queue, agent.name)
             for tool in agent.tools:
                 if isinstance(tool, Tool):
                     for failed in (False, True):
@@ -68,10 +71,12 @@ class RunnerMetrics:
         return self._held.track_inprogress()
 
     def step_recorded(self, agent: str, step: Step) -> None:
-        """Count a step, and the tokens of an answer."""
+        """Count a step, and the tokens of an answer, with what they cost."""
         self._steps.labels(self._queue, step.kind).inc()
         if isinstance(step, ModelAnswered):
             self._tokens.labels(self._queue, self._known(agent)).inc(step.tokens)
+            if step.cost is not None:
+                self._cost.labels(self._queue, self._known(agent)).inc(float(step.cost))
 
     def tool_called(self, tool: Tool, outcome: ToolOutcome, *, seconds: float) -> None:
         """Count a tool call that was made."""

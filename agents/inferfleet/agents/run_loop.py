@@ -225,7 +225,7 @@ class RunLoop:
                 pool=self._agent.pool,
                 priority=self._priority,
                 tenant=order.tenant,
-                traceparent=order.traceparent,
+                traceparent=self._held.traceparent,
             )
 
     def _messages(self) -> list[dict[str, Any]]:

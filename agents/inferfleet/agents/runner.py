@@ -11,7 +11,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
 
@@ -44,6 +44,10 @@ from inferfleet.wire.rabbitmq.run_queue import RunConsumer, RunDelivery, consumi
 from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
 from inferfleet.wire.tasks import cancel_and_wait, to_its_end
+from inferfleet.wire.tracing import exporting_spans
+
+if TYPE_CHECKING:
+    from inferfleet.agents.run_spans import RunSpans
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +74,8 @@ async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
     """Run agents until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: Two agents have the same name, one has a ``timeout_s`` above ``queued_ttl_s``, or
-            an MCP server does not answer.
+        ConfigurationError: Two agents have the same name, one has a ``timeout_s`` above ``queued_ttl_s``, an
+            MCP server does not answer, or OpenTelemetry is to be used and not installed.
         InferfleetError: What ``Fleet.connect`` raises.
 
     """
@@ -79,17 +83,36 @@ async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with Fleet.connect(settings) as fleet:
-        await Runner(fleet, agents, settings, stopping=stopping).run()
+    async with _tracing(settings) as spans, Fleet.connect(settings) as fleet:
+        await Runner(fleet, agents, settings, stopping=stopping, spans=spans).run()
+
+
+@asynccontextmanager
+async def _tracing(settings: RunnerSettings) -> AsyncGenerator[RunSpans | None]:
+    """Export the spans of runs while the block runs, if the settings ask for that."""
+    if not settings.tracing:
+        yield None
+        return
+    async with exporting_spans("inferfleet-runner", instance=settings.client_id) as export:
+        from inferfleet.agents.run_spans import RunSpans
+
+        yield RunSpans(export)
 
 
 class Runner:
     """Runs the runs of a queue, as many at a time as the settings say."""
 
     def __init__(
-        self, fleet: Fleet, agents: Iterable[Agent], settings: RunnerSettings, *, stopping: asyncio.Event
+        self,
+        fleet: Fleet,
+        agents: Iterable[Agent],
+        settings: RunnerSettings,
+        *,
+        stopping: asyncio.Event,
+        spans: RunSpans | None = None,
     ) -> None:
         self._fleet = fleet
+        self._spans = spans
         self._agents: Mapping[str, Agent] = by_name(agents)
         for agent in self._agents.values():
             if agent.limits.timeout_s > settings.queued_ttl_s:
@@ -231,6 +254,7 @@ class Runner:
             order,
             _limits(order, agent),
             announced=record.announced,
+            traceparent=order.traceparent if self._spans is None else self._spans.traceparent(order),
             records=self._runs.records,
             replicas=self._replicas,
             metrics=self._metrics,
@@ -248,6 +272,8 @@ class Runner:
             raise
         if isinstance(outcome, Ended):
             self._metrics.run_ended(order.agent, outcome.result)
+            if self._spans is not None:
+                self._spans.ended(order, outcome.result, ended_ms=self._runs.records.now_ms())
             logger.info("run %s of %s has %s", order.id, order.agent, outcome.result.state)
         return Held(0) if isinstance(outcome, HandedOver) else None
 

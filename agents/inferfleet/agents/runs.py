@@ -132,6 +132,7 @@ class AgentRuns:
         run_id: str,
         *,
         from_step: int = 1,
+        priority: int | None = None,
         idempotency_key: str | None = None,
         traceparent: str | None = None,
     ) -> str:
@@ -139,7 +140,8 @@ class AgentRuns:
 
         The ``from_step``-th call of the model is made anew, and what follows from it. What comes before is
         taken over with the results of its tool calls, none of which is made again, and counts in the limits
-        of the new run. A child is replayed without its parent, and the limits that it had from there.
+        of the new run. A child is replayed without its parent, and the limits that it had from there. With
+        ``priority`` the new run has another one.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -153,6 +155,7 @@ class AgentRuns:
             update={
                 "id": _new_id(old.tenant, idempotency_key),
                 "replay": RunReplay(run_id=old.id, from_step=from_step),
+                "priority": old.priority if priority is None else priority,
                 "parent": None,
                 "max_tokens": None,
                 "max_cost": None,

@@ -27,6 +27,8 @@ class RunnerSettings(ProducerSettings):
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """The port for health and metrics; without it there is none."""
+    tracing: bool = False
+    """Whether the runner exports the spans of runs."""
     webhook_max_undelivered: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     """How many events of a webhook endpoint are kept that it has not accepted."""
     patience_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0

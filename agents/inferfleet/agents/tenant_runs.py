@@ -84,6 +84,16 @@ class TenantRuns:
         record = await self.get(run_id)
         return (record, *await self._runs.steps_and_questions(record))
 
+    async def replay(self, run_id: str, **options: Any) -> str:
+        """Start a run with the order of another one, as ``AgentRuns.replay``, if its queue is still there.
+
+        Raises:
+            UnknownPoolError: There is no such queue any more.
+
+        """
+        await self._runs.require_queue((await self.get(run_id)).order.queue)
+        return await self._runs.replay(run_id, **options)
+
     async def cancel(self, run_id: str) -> RunState:
         """Ask for a run to be cancelled, as ``AgentRuns.cancel``."""
         await self.get(run_id)

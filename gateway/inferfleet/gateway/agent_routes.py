@@ -1,4 +1,4 @@
-"""Runs of agents over HTTP: start, list, read, cancel, and answer what they ask."""
+"""Runs of agents over HTTP: start, list, read, replay, cancel, and answer what they ask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, list_of, members, request_of_model
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.json_answer import json_answer
-from inferfleet.gateway.run_requests import ApproveCall, DenyCall, StartRun
+from inferfleet.gateway.run_requests import ApproveCall, DenyCall, ReplayRun, StartRun
 from inferfleet.producer.job_making import read_priority
 from inferfleet.producer.openai.requests import apart, read_model, read_object
 from inferfleet.producer.tracing import trace_of_request
@@ -97,12 +97,11 @@ def agent_routes(gateway: Gateway) -> APIRouter:
             asked.input,
             queue=asked.queue,
             priority=priority,
-            limits=asked.limits,
+            limits=asked.run_limits,
             idempotency_key=request.headers.get("idempotency-key"),
             traceparent=trace_of_request(request.headers).get("traceparent"),
         )
-        started = {"id": run_id, "agent": agent, "queue": asked.queue, "url": f"/v1/agents/runs/{run_id}"}
-        return json_answer(started, HTTPStatus.ACCEPTED, {"location": started["url"]})
+        return _started(run_id, agent, asked.queue)
 
     @router.get("/runs", responses=answer(_LISTED))
     async def list_runs(
@@ -135,6 +134,34 @@ def agent_routes(gateway: Gateway) -> APIRouter:
             }
         )
 
+    @router.post(
+        "/runs/{run_id}/replay",
+        status_code=HTTPStatus.ACCEPTED,
+        openapi_extra=request_of_model(ReplayRun, {"from_step": 1}),
+        responses=answer(_STARTED, status=HTTPStatus.ACCEPTED),
+    )
+    async def replay(request: Request, run_id: str) -> Response:
+        """Start a run with the order of another one: agent, input, queue, priority and limits.
+
+        With `from_step` it begins with what that run had done before this call of its model; 1 is the first.
+        With an `Idempotency-Key` it is started only once.
+        """
+        asked = await read(request, ReplayRun)
+        runs = gateway.runs_of(request)
+        order = (await runs.get(run_id)).order
+        priority = order.priority
+        admission = gateway.admission_of(caller_of(request).key)
+        if admission is not None:
+            priority = await admission.run_priority(order.queue, priority)
+        new_id = await runs.replay(
+            run_id,
+            from_step=asked.from_step,
+            priority=priority,
+            idempotency_key=request.headers.get("idempotency-key"),
+            traceparent=trace_of_request(request.headers).get("traceparent"),
+        )
+        return _started(new_id, order.agent, order.queue)
+
     @router.post("/runs/{run_id}/cancel", responses=answer(_CANCELLED))
     async def cancel(request: Request, run_id: str) -> Response:
         """Cancel a run, and all that it has started. A runner does it: until then it is unfinished."""
@@ -166,6 +193,11 @@ def agent_routes(gateway: Gateway) -> APIRouter:
         return json_answer({"id": run_id, "question": asked.question})
 
     return router
+
+
+def _started(run_id: str, agent: str, queue: str) -> Response:
+    started = {"id": run_id, "agent": agent, "queue": queue, "url": f"/v1/agents/runs/{run_id}"}
+    return json_answer(started, HTTPStatus.ACCEPTED, {"location": started["url"]})
 
 
 def _described(record: RunRecord) -> dict[str, Any]:

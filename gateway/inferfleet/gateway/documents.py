@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
-from inferfleet.gateway.run_requests import ApproveCall, DenyCall, StartRun
+from inferfleet.gateway.run_requests import ApproveCall, DenyCall, ReplayRun, StartRun
 from inferfleet.producer.openai.conversations import ConversationRequest, CreateConversation
 from inferfleet.producer.openai.response_fields import CreateResponse
 from inferfleet.schemas.documents import MODELS
@@ -24,6 +24,7 @@ _MODELS: Final = (
     CreateConversation,
     ConversationRequest,
     StartRun,
+    ReplayRun,
     ApproveCall,
     DenyCall,
 )

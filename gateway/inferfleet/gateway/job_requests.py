@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, cast
 
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import LATER, OPTIONS_MEMBER, JobOptions
 from inferfleet.producer.openai.refusals import bad_request
 from inferfleet.producer.openai.requests import OPTIONS, Asked, apart, parse, read_json, read_options
 from inferfleet.producer.openai.scanning import scan
@@ -19,10 +19,7 @@ from inferfleet.schemas.problems import kind
 MAX_JOBS: Final = 1000
 """How many jobs one request may submit."""
 
-START: Final = ("after", "delay_s", "not_before")
-"""The options of a job that starts later. A request that waits for its answer has none of them."""
-
-MEMBERS: Final = ("body", "endpoint", "stream", *START, *OPTIONS)
+MEMBERS: Final = ("body", "endpoint", "stream", *LATER, *OPTIONS)
 
 
 async def read_jobs(headers: Mapping[str, str], content: bytes, *, most: int) -> list[Asked] | Asked:
@@ -84,6 +81,12 @@ def _read_job(given: object, headers: Mapping[str, str], place: str) -> Asked:
     body = job.get("body")
     if not isinstance(body, dict):
         raise bad_request(f"{place}body: must be an object, not {kind(body)}", param=f"{place}body")
+    for name in (*LATER, OPTIONS_MEMBER):
+        if name in body:
+            raise bad_request(
+                f"{place}body.{name}: no engine knows this; options of a job stand beside its body",
+                param=f"{place}body.{name}",
+            )
     try:
         endpoint = Endpoint(job.get("endpoint", Endpoint.CHAT))
     except ValueError:
@@ -91,7 +94,7 @@ def _read_job(given: object, headers: Mapping[str, str], place: str) -> Asked:
             f"{place}endpoint: is not one of {', '.join(Endpoint)}", param=f"{place}endpoint"
         ) from None
     options = read_options({name: job[name] for name in OPTIONS if name in job}, headers)
-    options |= cast("JobOptions", {name: job[name] for name in START if job.get(name) is not None})
+    options |= cast("JobOptions", {name: job[name] for name in LATER if job.get(name) is not None})
     options["endpoint"] = endpoint
     stream = job.get("stream", False)
     if not isinstance(stream, bool):

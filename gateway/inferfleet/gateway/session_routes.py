@@ -14,7 +14,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.json_answer import json_answer
 from inferfleet.producer import Session
 from inferfleet.producer.openai.refusals import bad_request, not_found
-from inferfleet.producer.openai.requests import apart, read_json, read_object
+from inferfleet.producer.openai.requests import apart, check_members, read_json, read_object
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.session import SessionRecord
 
@@ -22,7 +22,10 @@ _SESSION: Final = members(
     id=STRING, messages={"type": "array", "items": OBJECT}, state={}, state_version=COUNT
 )
 _PATCHED: Final = members(id=STRING, state_version=COUNT)
-_FORK: Final = members(id=STRING) | {"properties": {"id": STRING, "turns": {"type": ["integer", "null"]}}}
+_FORK: Final = members(id=STRING) | {
+    "properties": {"id": STRING, "turns": {"type": ["integer", "null"]}},
+    "additionalProperties": False,
+}
 _FORKED: Final = members(id=STRING)
 
 
@@ -65,6 +68,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
         fleet = gateway.fleet_of(request)
         session, _ = await _session(fleet, session_id)
         asked = await apart(partial(read_object, content), content)
+        check_members(asked, ("id", "turns"))
         new_id, turns = asked.get("id"), asked.get("turns")
         if not isinstance(new_id, str):
             raise bad_request("id: must be the id of the new session", param="id")

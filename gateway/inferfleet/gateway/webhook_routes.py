@@ -24,8 +24,7 @@ from inferfleet.gateway.webhooks.sending import MAX_URL
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
-from inferfleet.producer.openai.requests import apart, read_object
-from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.producer.openai.requests import apart, check_members, read_object
 from inferfleet.schemas.problems import kind
 from inferfleet.schemas.webhooks import EVENT_TYPES, WebhookEvent
 from inferfleet.wire.redis.webhooks import MAX_ENDPOINTS, WebhookEndpoint
@@ -93,13 +92,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
     async def read(request: Request, *members: str) -> dict[str, Any]:
         content = await read_body(request, gateway.settings)
         asked = await apart(partial(read_object, content), content)
-        for name in asked:
-            if name not in members:
-                raise bad_request(
-                    f"{name[:64]}: is not a member of this request{did_you_mean(name[:64], members)}; there "
-                    f"are {', '.join(members)}",
-                    param=name[:64],
-                )
+        check_members(asked, members)
         return asked
 
     async def url_of(request: Request, asked: dict[str, Any]) -> str:

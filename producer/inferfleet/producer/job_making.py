@@ -40,6 +40,12 @@ SESSION_MARK: Final = "@"
 _MINUTE: Final = timedelta(minutes=1)
 
 
+LATER: Final = ("after", "delay_s", "not_before")
+"""The options of a job that starts later. A request that waits for its answer has none of them."""
+
+OPTIONS_MEMBER: Final = "inferfleet"
+"""The member of a request of OpenAI's that holds options of its job: what the SDK's ``extra_body`` is for."""
+
 PROMPT_OPTIONS: Final = frozenset({"model", "max_tokens", "temperature", "system"})
 """The options that go into the body which is made of a prompt."""
 
@@ -136,7 +142,7 @@ def make_job(
     try:
         job = Job.model_validate(fields)
     except ValidationError as error:
-        raise job_error(error) from error
+        raise job_error(error, data=fields) from error
     if job.session_id is not None and (problem := session_problem(job.endpoint)):
         raise InvalidJobError(problem)
     if problem := schedule_problem(job) or after_problem(job):

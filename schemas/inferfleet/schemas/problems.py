@@ -116,7 +116,7 @@ def _path(problem: ErrorDetails, root: str, data: object) -> str:
         path += "." + problem.get("ctx", {})["discriminator"].strip("'")
     if problem["type"] == _DISAGREEMENT:
         path += f".{problem.get('ctx', {})['field_']}"
-    return path
+    return path.removeprefix(".")
 
 
 def _sentence(problem: ErrorDetails) -> str:
@@ -125,6 +125,8 @@ def _sentence(problem: ErrorDetails) -> str:
     match problem["type"]:
         case "missing" | "union_tag_not_found":
             return "is missing"
+        case "extra_forbidden":
+            return "is not a member of this object; leave it out"
         case "greater_than_equal":
             return f"{_number(value)} is below the minimum {_number(limits['ge'])}"
         case "greater_than":

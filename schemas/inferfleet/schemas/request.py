@@ -47,9 +47,9 @@ def check_request(
     return body
 
 
-def job_error(error: ValidationError) -> InvalidJobError:
+def job_error(error: ValidationError, *, data: object = None) -> InvalidJobError:
     """Turn errors of the model ``Job`` (a bad pool name, priority 11) into the same kind of sentences."""
-    return InvalidJobError(describe(error))
+    return InvalidJobError(describe(error, data=data))
 
 
 def _json_bytes(body: dict[str, Any]) -> int:

@@ -30,6 +30,8 @@ COMMIT: Final = "commit"
 RETRIEVAL: Final = "retrieval"
 """Followed by the index."""
 WEBHOOK: Final = "webhook"
+INVOKE_AGENT: Final = "invoke_agent"
+"""Followed by the agent."""
 
 # Of any span
 
@@ -42,6 +44,7 @@ SERVER_ADDRESS: Final = "server.address"
 
 # GenAI
 
+AGENT_NAME: Final = "gen_ai.agent.name"
 DATA_SOURCE_ID: Final = "gen_ai.data_source.id"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
 OPERATION_NAME: Final = "gen_ai.operation.name"
@@ -97,6 +100,13 @@ TENANT: Final = "inferfleet.tenant"
 WORKER_ID: Final = "inferfleet.worker.id"
 RESUMED_FROM: Final = "inferfleet.resumed_from"
 """After how many tokens of earlier attempts an attempt has resumed the answer."""
+RUN_ID: Final = "inferfleet.run.id"
+RUN_STATE: Final = "inferfleet.run.state"
+RUN_STEPS: Final = "inferfleet.run.steps"
+RUN_TOKENS: Final = "inferfleet.run.tokens"
+RUN_COST: Final = "inferfleet.run.cost"
+RUN_REPLAYS: Final = "inferfleet.run.replays"
+"""The run that is replayed."""
 HITS: Final = "inferfleet.retrieval.hits"
 JOB_STATE: Final = "inferfleet.job.state"
 """The state in which an attempt has left its job."""

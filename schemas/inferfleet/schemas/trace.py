@@ -82,11 +82,20 @@ def is_sampled(traceparent: str) -> bool:
 def trace_of_attempts(job_id: str, traceparent: str | None) -> str:
     """Return the id of the trace of a job's attempts: that of the submission, or one made of the job's id.
 
-    So it is the same for all attempts, and a sampler that goes by it decides the same about them.
+    So it is the same for all attempts, and a sampler that goes by it decides the same about them. A run of an
+    agent has its trace in the same way.
     """
     if traceparent is not None:
         return trace_id(traceparent)
     return blake2b(job_id.encode(), digest_size=16, person=b"trace").hexdigest()
+
+
+def span_of_run(run_id: str) -> str:
+    """Return the id of the span of a run of an agent: 16 hexadecimal digits.
+
+    It follows from the run, so what the run starts is below the span before that is made.
+    """
+    return blake2b(run_id.encode(), digest_size=8, person=b"run").hexdigest()
 
 
 def span_of_attempt(job_id: str, attempt: int) -> str:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.agents.conftest import RunningRunner, StartRunner, result_of, until
-from tests.integration.conftest import ForeignClient, eventually
+from tests.integration.conftest import PATIENCE_S, ForeignClient, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, tool
 from inferfleet.producer import Fleet
 from inferfleet.schemas.names import run_key, run_queue
 from inferfleet.schemas.run import ChildStarted, ModelCalled, RunFailureCode, RunState
 from inferfleet.testing.workers import ScriptedAnswers
+
+pytestmark = pytest.mark.store
 
 
 def team(pool: str, **of_the_parent: object) -> Agent:
@@ -141,7 +143,8 @@ async def test_a_parent_that_is_woken_publishes_no_child_again(
     await eventually(is_back)
     await foreign.channel.queue_purge(run_queue(pool))
     await runs.tell((await runs.get(digging.run_id)).order, "wake:1", "")
-    runner = await start_runner(digging.boss)
+    # It acks the message of the run after that waits.
+    runner = await start_runner(digging.boss, drain_timeout_s=PATIENCE_S)
     await until(runs, digging.run_id, RunState.WAITING)
     await runner.stop()
     assert (await foreign.channel.queue_purge(run_queue(pool))).message_count == 0

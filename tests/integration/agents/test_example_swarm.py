@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import format_trace_id
 from tests.integration.agents.conftest import StartProcess, StartRunner, result_of
 from tests.integration.conftest import StartWorker, eventually
+from tests.integration.tracing.collector import Collector, collecting
 
 from inferfleet.agents import AgentRuns
 from inferfleet.local.services import Services
@@ -33,6 +34,12 @@ PAGES = ("docs/sessions.md", "docs/how-to/agents.md", "docs/how-to/retrieval.md"
 @pytest.fixture
 def services(services: Services, redis_8: str) -> Services:
     return replace(services, redis_url=redis_8)
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    async with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture
@@ -125,12 +132,13 @@ async def test_the_swarm_answers_from_the_documents_and_is_one_trace(
     assert within == {"its": 8, "retrieval": 3}
 
 
-async def test_a_killed_runner_and_a_killed_worker_do_not_change_the_answer(
+async def test_a_killed_runner_and_a_killed_worker_change_neither_the_answer_nor_the_tree_of_spans(
     fleet: Fleet,
     runs: AgentRuns,
     start_worker: StartWorker,
     start_process: StartProcess,
     swarm: ModuleType,
+    collector: Collector,
     pool: str,
 ) -> None:
     filling = await start_worker()
@@ -144,6 +152,8 @@ async def test_a_killed_runner_and_a_killed_worker_do_not_change_the_answer(
         "INFERFLEET_HTTP_PORT": "0",
         "SWARM_POOL": pool,
         "SWARM_INDEX": pool,
+        "INFERFLEET_TRACING": "true",
+        **collector.environment,
     }
     worker = ["worker", "--pool", pool, "--engine", "simulated"]
     runner = ["agent", "run", "swarm:swarm"]
@@ -162,7 +172,12 @@ async def test_a_killed_runner_and_a_killed_worker_do_not_change_the_answer(
     async def all_readers_read() -> bool:
         return len(await readers_read()) == 3
 
+    async def planned() -> bool:
+        return bool(collector.named("invoke_agent planner"))
+
     await eventually(all_readers_read)
+    # What a process has not exported when it dies is lost.
+    await eventually(planned)
     for process in killed:
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
@@ -178,6 +193,17 @@ async def test_a_killed_runner_and_a_killed_worker_do_not_change_the_answer(
         calls = [step.call for step in await runs.steps(own) if isinstance(step, ToolEnded)]
         assert len(calls) == len({*calls})
     assert len(await jobs_of(runs, run_id)) == 5
+
+    async def all_ended() -> bool:
+        return len(collector.named("invoke_agent swarm")) == 1
+
+    await eventually(all_ended)
+    agents = {"swarm": 1, "planner": 1, "researcher": 3, "reader": 3, "writer": 1}
+    spans = Counter(span.name for span in collector.spans)
+    assert {agent: spans[f"invoke_agent {agent}"] for agent in agents} == agents
+    (root,) = [span for span in collector.spans if not span.parent]
+    assert (root.name, root.attributes["inferfleet.run.id"]) == ("invoke_agent swarm", run_id)
+    collector.check_tree("")
     undisturbed = await result_of(runs, await runs.start("swarm", QUESTION, queue=pool))
     assert fields(result) == fields(undisturbed)
 

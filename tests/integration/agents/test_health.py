@@ -12,7 +12,7 @@ from tests.integration.agents.conftest import StartRunner, result_of
 from tests.integration.agents.test_runner import Gate, script
 from tests.integration.conftest import eventually
 
-from inferfleet.agents import Agent, AgentRuns
+from inferfleet.agents import Agent, AgentRuns, RunLimits
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer import Fleet
 from inferfleet.testing.workers import ScriptedAnswers
@@ -72,7 +72,8 @@ async def test_the_metrics_count_runs_steps_tool_calls_and_tokens(
     gate = Gate()
     gate.open.set()
     await start_runner(gate.agent(pool), http_host="127.0.0.1", http_port=0)
-    result = await result_of(runs, await runs.start("guest", "go", queue=pool))
+    prices = RunLimits.model_validate({"max_cost": 9, "prices": {"input": 1, "output": 1}})
+    result = await result_of(runs, await runs.start("guest", "go", queue=pool, limits=prices))
     await result_of(runs, await runs.start("stranger", "go", queue=pool))
 
     async def ended() -> bool:
@@ -91,6 +92,8 @@ async def test_the_metrics_count_runs_steps_tool_calls_and_tokens(
     }
     assert await port.samples("tool_call_seconds_count") == {("gate", "succeeded"): 1}
     assert await port.samples("tokens_total") == {("guest",): result.tokens}
+    assert result.cost is not None
+    assert await port.samples("cost_total") == {("guest",): pytest.approx(float(result.cost))}
     assert await port.samples("runs_held") == {}
 
 

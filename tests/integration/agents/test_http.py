@@ -165,6 +165,12 @@ async def test_a_caller_denies_a_call_and_cancels_a_run(
     [
         ("clerk", {}, {}, "input: is missing"),
         ("clerk", {"input": "pay", "inputs": 1}, {}, "inputs"),
+        (
+            "clerk",
+            {"input": "pay", "limits": {"max_stps": 1}},
+            {},
+            "limits.max_stps: is not a member",
+        ),
         ("clerk", {"input": "pay", "priority": "soon"}, {}, "priority: 'soon' is neither"),
         ("clerk", {"input": "pay", "limits": {"max_steps": 0}}, {}, "limits.max_steps"),
         ("clerk", {"input": "pay", "limits": {"max_cost": -1}}, {}, "limits.max_cost: -1 is too low"),
@@ -246,3 +252,56 @@ async def test_a_page_does_not_read_the_runs_of_other_tenants(
     page = await TenantRuns(runs, "mine").page(queue, limit=2)
     assert [each.order.id for each in page.runs] == [mine]
     assert (await TenantRuns(runs, "mine").page(queue, state=RunState.WAITING, limit=2)).runs == []
+
+
+async def test_a_caller_replays_the_runs_of_its_tenant_once_for_each_key(
+    start_gateway: StartGateway,
+    runs: AgentRuns,
+    clerk: Agent,
+    start_runner: StartRunner,
+    pool: str,
+    tmp_path: Path,
+) -> None:
+    await start_runner(clerk)
+    await eventually(declared(runs, pool))
+    keys = Keys(tmp_path / "keys.json")
+    free = keys.create(pool, pools=(pool,))
+    limited = keys.create(pool, max_priority=3, requests_per_minute=2)
+    elsewhere, other = keys.create(pool, pools=(f"{pool}.other",)), keys.create(f"{pool}.tenant")
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    once = {"Idempotency-Key": f"{pool}-again"}
+    async with client_of(url, free) as http:
+        start = {"input": "pay", "queue": pool, "priority": 7, "limits": {"max_steps": 9}}
+        first = (await http.post(START, json=start)).json()
+        await until(runs, first["id"], RunState.WAITING)
+        await runs.approve(first["id"], "0.0:1")
+        await result_of(runs, first["id"])
+        replay = f"{first['url']}/replay"
+        whole, again = [await http.post(replay, json={}, headers=once) for _ in range(2)]
+        assert (whole.status_code, whole.json()) == (202, again.json())
+        await until(runs, whole.json()["id"], RunState.WAITING)
+        refused(await http.post(replay, json={"from_step": 2}, headers=once), 409, "idempotency_conflict")
+        rest = await http.post(replay, json={"from_step": 2})
+        assert rest.headers["location"] == rest.json()["url"]
+        result = await result_of(runs, rest.json()["id"])
+        assert (result.text, result.steps) == ("It is paid.", 2)
+        order = (await runs.get(rest.json()["id"])).order
+        assert (order.agent, order.queue, order.priority) == ("clerk", pool, 7)
+        assert order.limits is not None
+        assert order.limits.max_steps == 9
+        refused(await http.post(replay, json={"from_step": 0}), 400, "invalid_request")
+        no_step = await http.post(replay, json={"from_step": 3})
+        refused(no_step, 409, "run_conflict")
+        assert "has no step 3: name one from 1 to 2" in no_step.json()["error"]["message"]
+        usual = (await http.post(START, json={"input": "pay", "queue": pool})).json()
+    async with client_of(url, limited) as http:
+        refused(await http.post(replay, json={}), 403, "priority_not_allowed")
+        lower = await http.post(f"{usual['url']}/replay", json={})
+        # That of the agent may be higher.
+        assert (await runs.get(lower.json()["id"])).order.priority == 3
+        await http.post(f"{usual['url']}/replay", json={})
+        refused(await http.post(f"{usual['url']}/replay", json={}), 429, "rate_limit_exceeded")
+    async with client_of(url, elsewhere) as http:
+        refused(await http.post(replay, json={}), 403, "pool_not_allowed")
+    async with client_of(url, other) as http:
+        refused(await http.post(replay, json={}), 404, "run_not_found")

@@ -40,6 +40,7 @@ async def test_a_file_whose_lines_are_no_requests_fails_and_says_why(client: Asy
         + request("d", url="/v1/nothing")
         + request("e", method="GET")
         + request("")
+        + request("f", after=["x"])
     )
 
     failed = await until(client, await begin(client, content), "failed")
@@ -54,6 +55,7 @@ async def test_a_file_whose_lines_are_no_requests_fails_and_says_why(client: Asy
         (6, "invalid_url", "url"),
         (7, "invalid_method", "method"),
         (8, "invalid_custom_id", "custom_id"),
+        (9, "invalid_request", None),
     ]
     assert failed.failed_at is not None
     assert (failed.output_file_id, failed.error_file_id) == (None, None)
@@ -96,6 +98,8 @@ async def test_a_file_that_is_no_batch_as_a_whole_fails(
         ({"output_expires_after": [1]}, 400, "invalid_request"),
         ({"speed": "high"}, 400, "invalid_request"),
         ({"inferfleet": {"priority": "top"}}, 400, "invalid_request"),
+        ({"inferfleet": {"delay_s": 60}}, 400, "invalid_request"),
+        ({"not_before": "2026-12-01T00:00:00Z"}, 400, "invalid_request"),
         ({"inferfleet": {"pool": "A B"}}, 400, "invalid_request"),
         ({"inferfleet": {"session_id": "s"}}, 400, "invalid_request"),
         ({"inferfleet": {"timeout_s": -1}}, 400, "invalid_request"),

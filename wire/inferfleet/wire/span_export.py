@@ -18,13 +18,24 @@ from opentelemetry.sdk.resources import (
 )
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import Sampler
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    TraceFlags,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 from typing_extensions import override
 
 from inferfleet.schemas import span_names as names
+from inferfleet.schemas.trace import is_sampled
 from inferfleet.wire.outage import Outage
 
 logger = logging.getLogger(__name__)
@@ -36,7 +47,23 @@ MAX_CHARS: Final = 1000
 """A longer name or value of an attribute is cut, unless OpenTelemetry's variables have another limit for
 values: submitters choose some of them, such as the name of the model."""
 
+SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+
 _UNSET: Final = Status()
+
+
+def span_of_headers(headers: Mapping[str, str]) -> SpanContext | None:
+    """Return the span that ``traceparent`` names; ``None`` if there is none."""
+    if "traceparent" not in headers:
+        return None
+    return get_current_span(TraceContextTextMapPropagator().extract(headers)).get_span_context()
+
+
+def same_trace(span: SpanContext, span_id: int) -> SpanContext:
+    """Return the context of a span that is in the trace of another one."""
+    return SpanContext(
+        span.trace_id, span_id, is_remote=False, trace_flags=SAMPLED, trace_state=span.trace_state
+    )
 
 
 class SpanExport:
@@ -52,10 +79,18 @@ class SpanExport:
         provider.add_span_processor(self._processor)
         self._scope = InstrumentationScope(names.SCOPE, version("inferfleet"), names.SCHEMA_URL)
 
-    @property
-    def sampler(self) -> Sampler:
-        """The sampler that OpenTelemetry's variables name."""
-        return self.provider.sampler
+    def samples(self, name: str, *, trace: str, headers: Mapping[str, str]) -> bool:
+        """Return whether there are spans of a trace, in which ``headers`` name the submitter's span, if any.
+
+        The sampler decides that OpenTelemetry's variables name, unless the submitter has decided against it.
+        Without a submitter's span the sampler goes by the id of the trace, so all processes decide the same.
+        """
+        if "traceparent" in headers and not is_sampled(headers["traceparent"]):
+            return False
+        parent = span_of_headers(headers)
+        context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
+        decision = self.provider.sampler.should_sample(context, int(trace, 16), name).decision
+        return decision is Decision.RECORD_AND_SAMPLE
 
     def export(
         self,

@@ -19,33 +19,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    get_current_span,
-    set_span_in_context,
-)
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from inferfleet.schemas import Failure, FailureCode, Job, Result, Usage
 from inferfleet.schemas import span_names as names
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.names import job_queue
-from inferfleet.schemas.trace import is_sampled, span_of_attempt, trace_of_attempts
-from inferfleet.wire.span_export import SpanExport
+from inferfleet.schemas.trace import span_of_attempt, trace_of_attempts
+from inferfleet.wire.span_export import SAMPLED, SpanExport, same_trace, span_of_headers
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.past_attempts import Past, PastAttempt
-
-_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,20 +89,13 @@ class SpanMaker:
         self._random = RandomIdGenerator()
 
     def samples(self, job: Job) -> bool:
-        """Return whether a job is traced. The sampler decides, unless the submitter has decided against it.
-
-        Without a submitter's span the sampler goes by the id of the trace, which is the same in every worker.
-        """
-        if job.traceparent is not None and not is_sampled(job.traceparent):
-            return False
-        trace, parent = int(trace_of_attempts(job.id, job.traceparent), 16), _submitters_span(job)
-        context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
-        decision = self._export.sampler.should_sample(context, trace, names.QUEUE).decision
-        return decision is Decision.RECORD_AND_SAMPLE
+        """Return whether a job is traced."""
+        trace = trace_of_attempts(job.id, job.traceparent)
+        return self._export.samples(names.QUEUE, trace=trace, headers=trace_headers(job))
 
     def make(self, ended: EndedAttempt, past: Past, links: Sequence[Link] = ()) -> None:
         """Make the spans of an attempt, and of the one before it if that was lost."""
-        job, parent = ended.job, _submitters_span(ended.job)
+        job, parent = ended.job, span_of_headers(trace_headers(ended.job))
         if past.last is not None:
             if past.last.lost:
                 self._make_lost(past.last, ended, parent)
@@ -253,27 +232,15 @@ class SpanMaker:
 
     def _make_part(self, name: str, attempt: SpanContext, began: int, ended: int) -> None:
         """Make the span of a part of an attempt."""
-        context = _same_trace(attempt, self._random.generate_span_id())
+        context = same_trace(attempt, self._random.generate_span_id())
         self._export.export(name, context, attempt, started=began, ended=ended, attributes={})
 
     def _context(self, job: Job, parent: SpanContext | None, span: int) -> SpanContext:
         if parent is not None:
-            return _same_trace(parent, span)
+            return same_trace(parent, span)
         return SpanContext(
-            int(trace_of_attempts(job.id, None), 16), span, is_remote=False, trace_flags=_SAMPLED
+            int(trace_of_attempts(job.id, None), 16), span, is_remote=False, trace_flags=SAMPLED
         )
-
-
-def _submitters_span(job: Job) -> SpanContext | None:
-    if job.traceparent is None:
-        return None
-    return get_current_span(TraceContextTextMapPropagator().extract(trace_headers(job))).get_span_context()
-
-
-def _same_trace(span: SpanContext, span_id: int) -> SpanContext:
-    return SpanContext(
-        span.trace_id, span_id, is_remote=False, trace_flags=_SAMPLED, trace_state=span.trace_state
-    )
 
 
 def _result_attributes(ended: EndedAttempt) -> dict[str, Any]:
@@ -303,7 +270,7 @@ def link_to(what: str, job_id: str, traceparent: str | None, attempt: int) -> Li
         int(trace_of_attempts(job_id, traceparent), 16),
         int(span_of_attempt(job_id, attempt), 16),
         is_remote=True,
-        trace_flags=_SAMPLED,
+        trace_flags=SAMPLED,
     )
     return Link(context, {names.LINK: what})
 

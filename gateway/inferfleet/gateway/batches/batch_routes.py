@@ -16,20 +16,19 @@ from inferfleet.gateway.batches.file_routes import After, files_of, find_file
 from inferfleet.gateway.batches.uploads import read_ttl
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import Caller, caller_of
-from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, list_of, members, request_body
+from inferfleet.gateway.documents import COUNT, STRING, answer, list_of, members, request_body
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.json_answer import json_answer
 from inferfleet.producer.batch.line_ids import new_batch_id
-from inferfleet.producer.job_making import read_priority
+from inferfleet.producer.job_making import OPTIONS_MEMBER, read_priority
 from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
-from inferfleet.producer.openai.requests import apart, read_object, read_options
+from inferfleet.producer.openai.requests import apart, check_members, read_object, read_options
 from inferfleet.producer.openai.response_fields import Metadata
 from inferfleet.schemas.batch import BatchOrder, BatchRecord, BatchState
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
-from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import job_error
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,16 @@ _ORDER: Final[Mapping[str, Any]] = {
             "maxProperties": 16,
             "additionalProperties": {"type": "string", "maxLength": 512},
         },
-        "output_expires_after": {"type": ["object", "null"]},
-        "inferfleet": OBJECT,
+        "output_expires_after": {
+            "type": ["object", "null"],
+            "properties": {"anchor": {"const": "created_at"}, "seconds": {"type": ["integer", "string"]}},
+            "additionalProperties": False,
+        },
+        OPTIONS_MEMBER: {
+            "type": ["object", "null"],
+            "properties": {name: {} for name in sorted(OPTIONS)},
+            "additionalProperties": False,
+        },
     },
     "additionalProperties": False,
 }
@@ -146,12 +153,8 @@ async def _check_number(gateway: Gateway, tenant: str) -> None:
 
 
 def _order(gateway: Gateway, caller: Caller, given: dict[str, Any], headers: Mapping[str, str]) -> BatchOrder:
-    options = read_options(given.pop("inferfleet", None), headers)
-    for name in given:
-        if name not in MEMBERS:
-            raise bad_request(
-                f"{name[:64]}: is not a member of a batch{did_you_mean(name[:64], MEMBERS)}", param=name[:64]
-            )
+    options = read_options(given.get(OPTIONS_MEMBER), headers)
+    check_members(given, (*MEMBERS, OPTIONS_MEMBER))
     input_file_id = given.get("input_file_id")
     if not isinstance(input_file_id, str):
         raise bad_request("input_file_id: must be the id of a file", param="input_file_id")

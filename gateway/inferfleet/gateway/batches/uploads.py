@@ -21,6 +21,7 @@ from inferfleet.gateway.bodies import refused_unread
 from inferfleet.gateway.hosts import is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
+from inferfleet.producer.openai.requests import check_members
 
 SLOWEST_BYTES_PER_S: Final = 16 * 1024
 """The slowest average speed of an upload, once ``read_timeout_s`` has passed."""
@@ -98,8 +99,7 @@ def read_ttl(given: Mapping[str, Any], param: str) -> int | None:
     """
     if not given:
         return None
-    if given.keys() - {"anchor", "seconds"}:
-        raise bad_request(f"{param}: may have only the members anchor and seconds", param=param)
+    check_members(given, ("anchor", "seconds"), f"{param}.")
     if given.get("anchor") != "created_at":
         raise bad_request(f"{param}.anchor: must be created_at", param=f"{param}.anchor")
     seconds = given.get("seconds")

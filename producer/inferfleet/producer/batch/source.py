@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from inferfleet.producer.batch.line_ids import MAX_LINES
+from inferfleet.producer.job_making import LATER, OPTIONS_MEMBER
 from inferfleet.schemas.batch import BatchRequestLine
 from inferfleet.schemas.errors import BatchError, InvalidJobError
 from inferfleet.schemas.problems import describe, kind
@@ -221,9 +222,17 @@ def read_request(text: bytes | None) -> BatchRequestLine:
     if not isinstance(value, dict):
         raise InvalidJobError(f"must be an object, not {kind(value)}")
     try:
-        return BatchRequestLine.model_validate(value)
+        request = BatchRequestLine.model_validate(value)
     except ValidationError as error:
         raise InvalidJobError(describe(error, data=cast("object", value))) from None
+    for place, members in (("", cast("dict[str, Any]", value)), ("body.", request.body)):
+        for name in (*LATER, OPTIONS_MEMBER):
+            if name in members:
+                raise InvalidJobError(
+                    f"{place}{name}: a line of a batch has no options of its own, and starts as soon as it "
+                    "can; submit it as a job"
+                )
+    return request
 
 
 def custom_id_of(text: bytes | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import LATER, OPTIONS_MEMBER, JobOptions
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.producer.openai.scanning import scan
 from inferfleet.producer.tracing import trace_of_request
@@ -26,9 +26,6 @@ Model = TypeVar("Model", bound=BaseModel)
 
 LARGE_BYTES: Final = 64 * 1024
 """A body that is larger is read in a thread."""
-
-OPTIONS_MEMBER: Final = "inferfleet"
-"""The member of a body that holds options of its job: what the SDK's ``extra_body`` is for."""
 
 TIERS: Final[Mapping[str, Priority | None]] = {
     "auto": None,
@@ -93,6 +90,7 @@ def read_request(endpoint: Endpoint, headers: Mapping[str, str], content: bytes)
 
     """
     body = read_object(content)
+    refuse_later(body)
     options = read_options(body.pop(OPTIONS_MEMBER, None), headers)
     tier = body.pop("service_tier", None)
     if tier is not None and "priority" not in options:
@@ -188,6 +186,39 @@ def unknown_member(name: str, members: Iterable[str]) -> RefusedError:
     )
 
 
+def refuse_later(given: Mapping[str, Any], place: str = "") -> None:
+    """Refuse what only a job may have that nobody waits for.
+
+    Raises:
+        RefusedError: A member says that the job starts later.
+
+    """
+    for name in LATER:
+        if name in given:
+            raise bad_request(
+                f"{place}{name}: this request starts at once; what starts later is a job of POST /v1/jobs",
+                param=f"{place}{name}",
+            )
+
+
+def check_members(given: Mapping[str, Any], members: Iterable[str], place: str = "") -> None:
+    """Refuse a request that has a member which nobody would read, itself or at ``place``.
+
+    Raises:
+        RefusedError: There is one; the message names all that there are.
+
+    """
+    members = tuple(members)
+    for name in given:
+        if name not in members:
+            quoted = name[:MAX_QUOTED_CHARS]
+            raise bad_request(
+                f"{place}{quoted}: is not a member of this request{did_you_mean(quoted, members)}; there are "
+                f"{', '.join(members)}",
+                param=f"{place}{quoted}",
+            )
+
+
 def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
     """Read the options of a job from a member of the body and from headers, and the trace of the request.
 
@@ -198,6 +229,7 @@ def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
     if given is not None and not isinstance(given, dict):
         raise bad_request(f"{OPTIONS_MEMBER}: must be an object, not {kind(given)}", param=OPTIONS_MEMBER)
     options = {**cast("dict[str, Any]", given or {})}
+    refuse_later(options, f"{OPTIONS_MEMBER}.")
     for name in options:
         if name not in OPTIONS:
             raise bad_request(

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from inferfleet.producer.job_making import OPTIONS_MEMBER
 from inferfleet.producer.openai.refusals import bad_request
 from inferfleet.producer.openai.requests import (
-    OPTIONS_MEMBER,
     Asked,
     read_model,
     read_object,
     read_options,
+    refuse_later,
     set_priority,
     unknown_member,
     waits_for_s,
@@ -157,6 +158,7 @@ def read_response_request(headers: Mapping[str, str], content: bytes) -> AskedRe
 
 
 def _check_members(body: Mapping[str, Any]) -> None:
+    refuse_later(body)
     for name, value in body.items():
         if name in NOT_SUPPORTED and value is not None:
             raise bad_request(f"{name}: is not supported: {NOT_SUPPORTED[name]}", param=name)
