@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
+from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,8 +27,14 @@ class TaskGroup(asyncio.TaskGroup):
         self._unfinished: set[asyncio.Task[Any]] = set()
 
     @override
-    def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
-        task = super().create_task(coro, **options)
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        task = super().create_task(coro, name=name, context=context)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
         return task
