@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,58 @@ def without_workers(rollout: Rollout, *, at: datetime, canary: EndedCounts | Non
     return next_of(
         rollout, stable=ended(10_000), canary=canary or EndedCounts(), now=at, unserved="no worker"
     )
+
+
+STALLED = ROLLOUT.model_copy(update={"stall_timeout_s": 60.0, "stalled_since": BEGIN, "work_done": 7})
+
+
+def test_a_canary_that_does_nothing_while_jobs_wait_is_aborted_also_while_paused() -> None:
+    for phase in (RolloutPhase.RUNNING, RolloutPhase.PAUSED):
+        rollout = STALLED.model_copy(update={"phase": phase, "stalled_since": None})
+        noted = looked_at(rollout, BEGIN, work_done=7)
+        assert noted is not None
+        assert (noted.stalled_since, noted.work_done) == (BEGIN, 7)
+        assert looked_at(noted, BEGIN + timedelta(seconds=59), work_done=7) is None
+        aborting = looked_at(noted, BEGIN + timedelta(seconds=60), work_done=7)
+        assert aborting is not None
+        assert (aborting.phase, aborting.weight) == (RolloutPhase.ABORTING, 0)
+        assert "ended no attempt and generated no token for 60 s" in (aborting.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("found", "since"),
+    [
+        ({"work_done": 8}, LATER),
+        ({"work_done": None}, None),
+        ({"work_done": 7, "unserved": "no worker"}, None),
+        ({"work_done": 7, "on_hold": True}, None),
+    ],
+    ids=["a token", "no job waits", "no worker", "on hold"],
+)
+def test_for_how_long_it_does_nothing_is_counted_anew(found: dict[str, Any], since: datetime | None) -> None:
+    after = looked_at(STALLED, LATER, **found)
+    assert after is not None
+    assert (after.phase, after.stalled_since) == (RolloutPhase.RUNNING, since)
+
+
+def test_a_busy_canary_in_which_jobs_always_wait_goes_on() -> None:
+    gone_on = looked_at(STALLED, LATER, work_done=8, canary=ended(400))
+    assert gone_on is not None
+    assert gone_on.step == 1
+
+
+def test_a_canary_that_is_on_hold_is_aborted_by_no_timeout_and_begins_no_step() -> None:
+    unserved = ROLLOUT.model_copy(update={"unserved_since": BEGIN})
+    held = looked_at(unserved, LATER, unserved="no worker", on_hold=True)
+    assert held is not None
+    assert (held.phase, held.unserved_since) == (RolloutPhase.RUNNING, None)
+    assert looked_at(held, LATER, on_hold=True, canary=ended(400)) is None
+    wrong = looked_at(held, LATER, on_hold=True, canary=ended(600, failed=30))
+    assert wrong is not None
+    assert wrong.phase is RolloutPhase.ABORTING
+
+
+def looked_at(
+    rollout: Rollout, at: datetime, *, canary: EndedCounts | None = None, **found: Any
+) -> Rollout | None:
+    return next_of(rollout, stable=ended(10_000), canary=canary or EndedCounts(), now=at, **found)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -76,6 +78,14 @@ def start(
             "10m with --allow-no-workers.",
         ),
     ] = None,
+    stall_timeout: Annotated[
+        str,
+        typer.Option(
+            "--stall-timeout",
+            help="Abort when jobs have waited this long in the canary pool, and its workers have ended no "
+            "attempt and generated no token.",
+        ),
+    ] = "5m",
     allow_rename: AllowRename = False,
     allow_no_workers: AllowNoWorkers = False,
     as_json: JsonFlag = False,
@@ -83,6 +93,7 @@ def start(
     """Start a rollout. A running gateway takes it from step to step, or aborts it."""
     seconds = _duration(interval, "'--interval'")
     worker_timeout_s = None if worker_timeout is None else _duration(worker_timeout, "'--worker-timeout'")
+    stall_timeout_s = _duration(stall_timeout, "'--stall-timeout'")
     weights = [_percent(step, "'--steps'") for step in steps.split(",")]
     error_rate = _percent(max_error_rate, "'--max-error-rate'") / 100
     _print(
@@ -96,6 +107,7 @@ def start(
                 max_ttft_ratio=max_ttft_ratio,
                 max_wait_ratio=max_wait_ratio,
                 worker_timeout_s=worker_timeout_s,
+                stall_timeout_s=stall_timeout_s,
                 allow_rename=allow_rename,
                 allow_no_workers=allow_no_workers,
             )
@@ -107,9 +119,14 @@ def start(
 @app.command()
 def status(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Show the rollout of a pool."""
-    kept: Kept = _run(lambda rollouts: rollouts.read(pool))
+    kept, paused_at = _run(lambda rollouts: _read(rollouts, pool))
     assert kept.rollout is not None  # noqa: S101 - ``read`` raises
-    _print(kept.rollout, as_json=as_json)
+    _print(kept.rollout, as_json=as_json, more={"canary_paused_at": paused_at})
+    if kept.rollout.phase.ongoing and paused_at is not None and not as_json:
+        out(
+            f"the canary pool has been paused since {_moment(paused_at)}, so its jobs wait and the rollout "
+            f"stays as it is: `inferfleet pool resume {kept.rollout.to}`, or abort it\n"
+        )
     ongoing = not kept.rollout.phase.over and kept.rollout.phase is not RolloutPhase.PROMOTED
     if ongoing and not kept.controller:
         err("inferfleet: no gateway controls this rollout, so it stays as it is; start a gateway\n")
@@ -177,14 +194,20 @@ def _percent(text: str, hint: str) -> float:
         raise typer.BadParameter(f"{text.strip()!r} is not a percentage like 5", param_hint=hint) from None
 
 
-def _print(rollout: Rollout, *, as_json: bool) -> None:
+async def _read(rollouts: Rollouts, pool: str) -> tuple[Kept, datetime | None]:
+    kept = await rollouts.read(pool)
+    assert kept.rollout is not None  # noqa: S101 - ``read`` raises
+    return kept, await rollouts.canary_paused_at(kept.rollout)
+
+
+def _print(rollout: Rollout, *, as_json: bool, more: Mapping[str, Any] = MappingProxyType({})) -> None:
     if as_json:
         shown = rollout.model_dump(mode="json", exclude={"stable_before", "canary_before"})
-        print_told("", {**shown, "weight": rollout.weight}, as_json=True)
+        print_told("", {**shown, "weight": rollout.weight, **more}, as_json=True)
         return
     out(
         f"{rollout.pool} to {rollout.to}: {rollout.phase}, {rollout.weight:g} % of the jobs, "
-        f"since {rollout.since:%Y-%m-%d %H:%M:%S} UTC\n"
+        f"since {_moment(rollout.since)}\n"
     )
     if rollout.phase.ongoing:
         steps = ", ".join(f"{step:g}" for step in rollout.steps)
@@ -192,11 +215,21 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
     if rollout.phase.ongoing and rollout.unserved_since is not None:
         out(
             f"no ready worker of the canary pool has served its jobs since "
-            f"{rollout.unserved_since:%Y-%m-%d %H:%M:%S} UTC; the rollout aborts after "
+            f"{_moment(rollout.unserved_since)}; the rollout aborts after "
             f"{rollout.worker_timeout_s:g} s without one\n"
+        )
+    if rollout.phase.ongoing and rollout.stalled_since is not None:
+        out(
+            "jobs wait in the canary pool, whose workers have ended no attempt and generated no token since "
+            f"{_moment(rollout.stalled_since)}; the rollout aborts after {rollout.stall_timeout_s:g} s of "
+            "that\n"
         )
     if rollout.reason:
         out(f"reason: {rollout.reason}\n")
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _run(work: Callable[[Rollouts], Awaitable[T]]) -> T:

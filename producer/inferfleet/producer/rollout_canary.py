@@ -1,10 +1,11 @@
-"""Says whether the workers of a canary pool can serve its pool's jobs. Pure: heartbeats in, a reason out."""
+"""Says whether the workers of a canary pool serve its pool's jobs. Pure: heartbeats in, a reason out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
+from inferfleet.schemas.ended_counts import EndedCounts
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 
 _MOST_NAMED: Final = 5
@@ -35,6 +36,11 @@ def renamed(pool: str, canary: str, alive: Sequence[Heartbeat]) -> str | None:
     named = ", ".join(map(repr, missing[:_MOST_NAMED]))
     more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     return f"the pool {pool!r} serves {named}{more}, and not every worker of the canary pool {canary!r} does"
+
+
+def work_done(canary: str, alive: Sequence[Heartbeat], ended: EndedCounts) -> int:
+    """Return a number that changes whenever the workers of the canary pool do something for a job."""
+    return ended.total + sum(each.tokens_generated for each in alive if each.pool == canary)
 
 
 def _served(worker: Heartbeat) -> set[str]:

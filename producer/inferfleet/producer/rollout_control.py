@@ -10,19 +10,21 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from inferfleet.producer.fleet import Fleet
-from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed
+from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed, work_done
 from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollout_steps import next_of
+from inferfleet.producer.rollout_waiting import any_waits
 from inferfleet.schemas.errors import InferfleetError, UnknownPoolError
+from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
-from inferfleet.wire.redis.pools import note_pool
+from inferfleet.wire.redis.pools import note_pool, read_pool_settings
 from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_rollout, read_rules
 from inferfleet.wire.tasks import TaskGroup
 
@@ -107,13 +109,23 @@ class RolloutController:
         if rollout.phase is RolloutPhase.ABORTING:
             await self._move_back(rollout, revision)
             return
-        stable, canary, unserved = await asyncio.gather(
+        stable, canary, alive, settings = await asyncio.gather(
             read_counts(self._pipeline, pool),
             read_counts(self._pipeline, rollout.to),
-            self._unserved(rollout),
+            read_heartbeats(self._pipeline),
+            read_pool_settings(self._pipeline, rollout.to),
         )
+        unserved = await self._unserved(rollout, alive)
         now = self._pipeline.clock.now()
-        after = next_of(rollout, stable=stable, canary=canary, now=now, unserved=unserved)
+        after = next_of(
+            rollout,
+            stable=stable,
+            canary=canary,
+            now=now,
+            unserved=unserved,
+            work_done=work_done(rollout.to, alive, canary) if await any_waits(self._fleet, rollout) else None,
+            on_hold=settings.paused_at is not None,
+        )
         if after is not None and await change_rollout(self._pipeline, after, revision=revision):
             self._log(after)
             # At once: it may be finished before the next look.
@@ -128,9 +140,8 @@ class RolloutController:
                 return told, revision + 1
         return rollout, revision
 
-    async def _unserved(self, rollout: Rollout) -> str | None:
+    async def _unserved(self, rollout: Rollout, alive: Sequence[Heartbeat]) -> str | None:
         """Say why the canary pool cannot serve jobs of the pool; ``None`` if it can, or has none."""
-        alive = await read_heartbeats(self._pipeline)
         if ready_workers(rollout.to, alive):
             return None if rollout.allow_rename else renamed(rollout.pool, rollout.to, alive)
         # Autoscaling may have removed the workers of a canary pool that has no jobs.

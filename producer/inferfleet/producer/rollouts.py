@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from inferfleet.schemas.errors import RolloutError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
-from inferfleet.wire.redis.pools import note_pool
+from inferfleet.wire.redis.pools import note_pool, read_pool_settings
 from inferfleet.wire.redis.rollouts import Kept, change_rollout, read_rollout, read_rules
 
 _TRIES: Final = 20
@@ -24,6 +25,10 @@ WORKER_TIMEOUT_S: Final = 60.0
 
 START_TIMEOUT_S: Final = 600.0
 """The same if workers only start when there are jobs, and then load a model."""
+
+STALL_TIMEOUT_S: Final = 300.0
+"""For how long jobs may wait in the canary pool while its workers do nothing: longer than the longest
+prompt takes."""
 
 _ONGOING: Final = (RolloutPhase.RUNNING, RolloutPhase.PAUSED)
 
@@ -46,13 +51,15 @@ class Rollouts:
         max_ttft_ratio: float = 1.2,
         max_wait_ratio: float = 2.0,
         worker_timeout_s: float | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
         allow_rename: bool = False,
         allow_no_workers: bool = False,
     ) -> Rollout:
         """Start to move the jobs of ``pool`` to the pool ``to``.
 
         The rollout is aborted if the canary pool has jobs of the pool and no ready worker for
-        ``worker_timeout_s``: by default a minute, or ten with ``allow_no_workers``.
+        ``worker_timeout_s``: by default a minute, or ten with ``allow_no_workers``; or if its workers have
+        neither ended an attempt nor generated a token for ``stall_timeout_s`` while jobs of the pool waited.
 
         Raises:
             UnknownPoolError: A pool has no queue.
@@ -84,6 +91,7 @@ class Rollouts:
                 max_ttft_ratio=max_ttft_ratio,
                 max_wait_ratio=max_wait_ratio,
                 worker_timeout_s=worker_timeout_s,
+                stall_timeout_s=stall_timeout_s,
                 allow_rename=allow_rename,
                 started_at=now,
                 since=now,
@@ -113,6 +121,10 @@ class Rollouts:
         if kept.rollout is None:
             raise RolloutError(f"the pool {pool!r} has no rollout; `inferfleet rollout start` starts one")
         return kept
+
+    async def canary_paused_at(self, rollout: Rollout) -> datetime | None:
+        """Read when the canary pool was paused; ``None`` unless it is."""
+        return (await read_pool_settings(self._pipeline, rollout.to)).paused_at
 
     async def pause(self, pool: str) -> Rollout:
         """Let a rollout stay at its weight. It is still aborted if the canary pool does worse."""

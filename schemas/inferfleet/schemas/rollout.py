@@ -87,8 +87,11 @@ class Rollout(WireModel):
     ``reason`` says why it was aborted. ``told`` is whether webhooks have been told of its phase.
 
     ``unserved_since`` is since when the canary pool cannot serve the pool's jobs; after ``worker_timeout_s``
-    of that the rollout is aborted. With ``allow_rename`` it may lack models that the pool itself serves. The
-    defaults of both are for rollouts that an earlier version has started, which looked at neither.
+    of that the rollout is aborted. With ``allow_rename`` it may lack models that the pool itself serves.
+    ``stalled_since`` is since when jobs of the pool wait in the canary pool while its workers do nothing:
+    while ``work_done`` stays the same, which counts the attempts that have ended there and the tokens that
+    were generated. After ``stall_timeout_s`` of that the rollout is aborted. The defaults of all these are
+    for rollouts that an earlier version has started, which looked at none of it.
     """
 
     pool: PoolName
@@ -110,6 +113,9 @@ class Rollout(WireModel):
     allow_rename: bool = True
     worker_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     unserved_since: AwareDatetime | None = None
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    stalled_since: AwareDatetime | None = None
+    work_done: Count = 0
 
     @model_validator(mode="after")
     def _check(self) -> Rollout:
