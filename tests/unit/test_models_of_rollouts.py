@@ -9,6 +9,7 @@ import pytest
 
 from inferfleet.producer.openai.models import Models
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.job import Job
 from inferfleet.schemas.rollout import RolloutRule
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -70,6 +71,21 @@ async def test_the_workers_of_the_canary_pool_count_as_they_may_get_the_job(
     models = models_of(worker("chat-v2", "same"), weight=weight)
     assert (await models.route("chat", pool=None)).workers == workers
     assert (await models.route(None, pool="chat")).workers == workers
+
+
+@pytest.mark.parametrize("weight", [0, 5, 100])
+@pytest.mark.parametrize("served", [(), ("chat",), ("chat-v2",), ("chat", "chat-v2")])
+async def test_a_job_is_judged_by_the_workers_of_the_side_on_which_it_is(
+    weight: float, served: tuple[str, ...]
+) -> None:
+    models = models_of(*(worker(pool, "same") for pool in served), weight=weight)
+    rule = RolloutRule(to="chat-v2", weight=weight)
+    route = await models.route(None, pool="chat")
+    jobs = [Job(pool="chat", body={}) for _ in range(200)]
+    assert {rule.takes(job) for job in jobs} == ({weight == 100} if weight in {0, 100} else {False, True})
+    for job in jobs:
+        side = "chat-v2" if rule.takes(job) else "chat"
+        assert bool(route.of(job).workers) is (side in served)
 
 
 @pytest.mark.parametrize(("stable", "pool"), [((), "chat-v2"), (("french",), "chat")])

@@ -36,7 +36,7 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
     WaitTimeoutError,
 )
-from inferfleet.schemas.job import Job
+from inferfleet.schemas.job import Job, new_job_id
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
 from inferfleet.schemas.result import JobRecord
 
@@ -159,6 +159,7 @@ class OpenAIApi:
 
         Raises:
             RefusedError: Nobody serves the model.
+            InvalidJobError: The job breaks the contract.
 
         """
         known = await self._known(asked)
@@ -168,11 +169,15 @@ class OpenAIApi:
             known=(known.submitted_to or known.pool) if known else None,
             allowed=self._pools,
         )
-        if self._needs_workers and not route.workers and not known:
-            raise _no_workers(route.pool)
         asked.options["pool"] = route.pool
         if route.alias:
             del asked.body["model"]
+        if route.rule is not None:
+            # Without a session and a key, its id decides in which of the two pools it will be.
+            asked.options.setdefault("id", new_job_id())
+            route = route.of(self._fleet.make(asked.body, **asked.options))
+        if self._needs_workers and not route.workers and not known:
+            raise _no_workers(route.pool)
         return route
 
     async def submit(self, asked: Asked) -> Job:

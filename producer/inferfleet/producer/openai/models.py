@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from inferfleet.producer.job_making import check_pool
 from inferfleet.producer.openai.refusals import not_found
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.heartbeat import Heartbeat
-from inferfleet.schemas.job import DEFAULT_POOL
+from inferfleet.schemas.job import DEFAULT_POOL, Job
 from inferfleet.schemas.rollout import RolloutRule
 
 VALID_S: Final = 1.0
@@ -41,11 +41,24 @@ class ReadHeartbeats(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """The pool of a request. ``alias`` says that the request named the pool instead of a model."""
+    """The pool of a request. ``alias`` says that the request named the pool instead of a model.
+
+    ``workers`` is how many live workers may get the job. If a rollout splits the pool, and only one of its
+    two pools has any, that depends on the job: ``rule`` says on which side it is, and ``canary_workers``
+    whether the workers are those of the canary pool.
+    """
 
     pool: str
     workers: int
     alias: bool = False
+    rule: RolloutRule | None = None
+    canary_workers: bool = False
+
+    def of(self, job: Job) -> Route:
+        """Return the route with the workers that may get this job."""
+        if self.rule is None or self.rule.takes(job) is self.canary_workers:
+            return self
+        return replace(self, workers=0)
 
 
 class Models:
@@ -147,7 +160,12 @@ class Models:
         return [worker for worker in alive if worker.pool in pools]
 
     def _route(self, pool: str, alive: Sequence[Heartbeat], *, alias: bool = False) -> Route:
-        return Route(pool=pool, workers=len(self._workers(pool, alive)), alias=alias)
+        workers = self._workers(pool, alive)
+        served = {worker.pool for worker in workers}
+        rule = self._rules.get(pool) if len(served) == 1 else None
+        return Route(
+            pool=pool, workers=len(workers), alias=alias, rule=rule, canary_workers=pool not in served
+        )
 
     def _named(self, name: str, alive: Sequence[Heartbeat]) -> Route:
         try:

@@ -85,8 +85,8 @@ class ResponsesApi:
         asked = given.asked
         request = OpenRequest(asked)
         async with request.in_time():
-            route = await self._api.route(asked)
             await self._set_messages(given)
+            route = await self._api.route(asked)
         record = ResponseRecord(
             created_at=int(self._records.clock.now().timestamp()),
             shown={**given.shown, "model": given.shown["model"] or route.pool},
