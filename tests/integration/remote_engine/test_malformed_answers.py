@@ -19,6 +19,7 @@ from inferfleet.worker.probe import ProbeFailedError, probe
 
 CHAT: dict[str, Any] = {**ENDPOINTS[Endpoint.CHAT].example}
 IN_ONE_PIECE = CHAT | {"prompt_logprobs": 1}
+NONE_SAID: dict[str, Any] = {"may_ignore": ["prompt_logprobs"]}
 
 REQUESTS = [
     (Endpoint.CHAT, CHAT),
@@ -49,7 +50,7 @@ END = event(delta={}, finish_reason="stop")
 async def test_an_error_with_the_status_200_fails_the_attempt(
     endpoint: Endpoint, body: dict[str, Any]
 ) -> None:
-    async with BadServer(offers=PIECES).running() as server, started_on(server) as engine:
+    async with BadServer(offers=PIECES).running() as server, started_on(server, **NONE_SAID) as engine:
         server.answer = with_200({"error": {"message": "the upstream has failed", "code": 502}})
         with pytest.raises(GenerationError, match="the upstream has failed") as failed:
             await ask(engine, endpoint, body)
@@ -106,25 +107,15 @@ async def test_an_answer_without_what_was_asked_for_fails_the_attempt(
         assert failed.value.code is FailureCode.ENGINE_ERROR
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "body"),
-    [
-        (Endpoint.CHAT, CHAT | {"n": 2}),
-        (Endpoint.CHAT, IN_ONE_PIECE | {"n": 2}),
-        (Endpoint.COMPLETIONS, {"prompt": ["one", "two"]}),
-        (Endpoint.EMBEDDINGS, {"input": ["one", "two"]}),
-    ],
-    ids=["choices", "choices in one piece", "prompts", "inputs"],
-)
-async def test_an_answer_to_a_part_of_the_request_fails_the_attempt(
-    endpoint: Endpoint, body: dict[str, Any]
+@pytest.mark.parametrize("at_the_end", ["silence", "reset"])
+async def test_a_stream_that_breaks_off_between_two_choices_is_retried(
+    at_the_end: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        BadServer(completions=True, offers=PIECES).running() as server,
-        started_on(server) as engine,
-    ):
-        with pytest.raises(GenerationError, match="1 of 2") as failed:
-            await ask(engine, endpoint, body)
+    monkeypatch.setattr(openai_client, "END_S", 0.1)
+    async with BadServer().running() as server, started_on(server, silence_timeout_s=0.5) as engine:
+        server.at_the_end = at_the_end
+        with pytest.raises(GenerationError) as failed:
+            await ask(engine, body=CHAT | {"n": 2})
         assert failed.value.code is FailureCode.ENGINE_ERROR
 
 
@@ -171,7 +162,7 @@ async def test_an_answer_that_ends_with_an_error_is_not_complete() -> None:
 @pytest.mark.parametrize("body", [CHAT, IN_ONE_PIECE], ids=["stream", "one-piece"])
 async def test_the_usage_of_a_response_has_numbers(body: dict[str, Any]) -> None:
     usage = {"prompt_tokens": "5", "completion_tokens": 2, "total_tokens": None, "more": "words"}
-    async with BadServer().running() as server, started_on(server) as engine:
+    async with BadServer().running() as server, started_on(server, **NONE_SAID) as engine:
         if body is CHAT:
             server.events = [HELLO, END, {"choices": [], "usage": usage}]
         else:

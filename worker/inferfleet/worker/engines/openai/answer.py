@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,8 +11,9 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.cache_salt import cache_salt
 from inferfleet.worker.engines.openai.client import Client, until_its_end
 from inferfleet.worker.engines.openai.continuation import resumed
-from inferfleet.worker.engines.openai.errors import HostLostError, understood
+from inferfleet.worker.engines.openai.errors import HostLostError, fewer, refusal, understood
 from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.engines.openai.ignored import Member, ignored
 from inferfleet.worker.engines.openai.promised import answered, counted, in_numbers
 from inferfleet.worker.engines.openai.served import Served, url_of
 from inferfleet.worker.engines.openai.streamed import NO_ID, StreamedAnswer
@@ -20,12 +21,18 @@ from inferfleet.worker.ports import Completion, Generation
 
 
 async def answer(
-    client: Client, host: Host, generation: Generation, served: Served
+    client: Client,
+    host: Host,
+    generation: Generation,
+    served: Served,
+    *,
+    may_ignore: Collection[Member] = (),
 ) -> AsyncGenerator[TokenChunk | Completion]:
     """Yield the chunks of an answer as they come, and its completion. Closing it closes the connection.
 
     Raises:
-        GenerationError: The server refuses the request, or has failed.
+        GenerationError: The server refuses the request, or has failed, or has ignored a member of the request
+            that it does not have leave to ignore.
         BusyError: It has too many requests. Nothing was yielded.
         HostLostError: The connection failed, or ended before the answer, or the answer is malformed.
         EngineDeadError: The server does not accept the API key.
@@ -34,6 +41,8 @@ async def answer(
     with understood(host.name):
         async with aclosing(_answer(client, host, generation, served)) as events:
             async for event in events:
+                if isinstance(event, Completion) and not served.is_vllm:
+                    _check_heeded(host, generation, event.response, may_ignore)
                 yield event
 
 
@@ -54,7 +63,7 @@ async def _answer(
     streamed = StreamedAnswer(generation, token_ids="return_token_ids" in sent)
     told = -1
     async with (
-        aclosing(client.stream(host, url, sent, **headers)) as stream,
+        aclosing(client.stream(host, url, sent, headers, on_done=streamed.done)) as stream,
         aclosing(until_its_end(stream, lambda: streamed.whole)) as events,
     ):
         async for event in events:
@@ -64,6 +73,8 @@ async def _answer(
                 generation.on_prompt(model=served.identity.name, tokens=told)
             for chunk in chunks:
                 yield chunk
+    if streamed.fewer:
+        raise fewer(host.name, streamed.progress, generation.body)
     if not streamed.ended:
         raise HostLostError(f"{host.name} ended the stream before the answer: after {streamed.progress}")
     # A restarted server may have answered. The answer is whole and its own, and is its last one here.
@@ -93,6 +104,18 @@ def _body(generation: Generation, served: Served) -> dict[str, Any]:
         if streams and served.token_ids and not hidden:
             body["return_token_ids"] = True
     return body
+
+
+def _check_heeded(
+    host: Host, generation: Generation, response: Mapping[str, Any], may_ignore: Collection[Member]
+) -> None:
+    found = ignored(generation.endpoint, generation.body, response)
+    if found is not None and found[0] not in may_ignore:
+        member, why = found
+        raise refusal(
+            f"{host.name} ignores {member!r}: {why}; leave it out, use a server that knows it, or "
+            "accept this for all jobs of the worker (may_ignore)"
+        )
 
 
 def _in_one_piece(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import Seconds
 from inferfleet.worker.engines.engine_args import read_engine_args
+from inferfleet.worker.engines.openai.ignored import Member
 
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)
 
@@ -32,6 +33,7 @@ class OpenaiArguments(BaseModel):
     silence_timeout_s: Seconds = 300.0
     busy_timeout_s: Seconds = 120.0
     max_first_token_s: Seconds | None = None
+    may_ignore: frozenset[Member] = frozenset()
 
     @classmethod
     def from_engine_args(cls, engine_args: Mapping[str, Any]) -> Self:

@@ -93,9 +93,18 @@ class Client:
             return self._object(await response.read(), body, host)
 
     async def stream(
-        self, host: Host, url: str, body: Mapping[str, Any], **headers: str
+        self,
+        host: Host,
+        url: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] = {},
+        *,
+        on_done: Callable[[], object] = lambda: None,
     ) -> AsyncGenerator[dict[str, Any]]:
-        """Yield the events of a stream to its end. Closing the generator closes the connection."""
+        """Yield the events of a stream to its end. Closing the generator closes the connection.
+
+        ``on_done`` is called if the server itself says that it is the end.
+        """
         async with self._accepted(host, url, body, headers) as response:
             pending = bytearray()
             async for part in response.content.iter_any():
@@ -116,6 +125,7 @@ class Client:
                         continue
                     data = line[5:].strip()
                     if data == _DONE:
+                        on_done()
                         return
                     yield self._object(data, body, host)
 

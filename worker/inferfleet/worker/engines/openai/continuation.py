@@ -103,7 +103,7 @@ async def resumed(
         shown, new = "".join(chunk.text for chunk in before), list[int]()
         within_character, ended = decoded.endswith(_NOT_YET), False
         async with (
-            aclosing(client.stream(host, url, rest, **headers)) as stream,
+            aclosing(client.stream(host, url, rest, headers)) as stream,
             aclosing(until_its_end(stream, lambda: ended)) as events,
         ):
             async for event in events:
@@ -151,7 +151,7 @@ async def _prompt(
         limit["max_completion_tokens"] = 1
     url = url_of(host, generation.endpoint)
     async with (
-        aclosing(client.stream(host, url, {**sent, **limit}, **generation.trace_headers)) as stream,
+        aclosing(client.stream(host, url, {**sent, **limit}, generation.trace_headers)) as stream,
         aclosing(until_its_end(stream, lambda: ended)) as events,
     ):
         async for event in events:

@@ -150,7 +150,9 @@ class OpenaiEngine:
                 begun, asked = False, time.monotonic()
                 try:
                     await self._verify(host)
-                    async with aclosing(answer(client, host, generation, served)) as events:
+                    may_ignore = self._arguments.may_ignore
+                    asking = answer(client, host, generation, served, may_ignore=may_ignore)
+                    async with aclosing(asking) as events:
                         async for event in self._attended(host, events):
                             if not begun:
                                 self._judge_first_event(host, asked)

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.work import count_prompts
-from inferfleet.worker.engines.openai.errors import MalformedError
+from inferfleet.worker.engines.openai.errors import MalformedError, fewer
 
 NOT_WHOLE: Final = frozenset({None, "", "abort", "error"})
 """The values of ``finish_reason`` of a choice that has not ended as it should."""
@@ -36,7 +36,8 @@ def answered(
     """Return the choices, vectors or scores of a response that was not streamed.
 
     Raises:
-        MalformedError: It has none, or fewer than it should have, or a choice that has failed.
+        MalformedError: It has none, or a choice that has failed.
+        GenerationError: It has fewer than the request asks for.
 
     """
     if ENDPOINTS[endpoint].generated is not None:
@@ -45,10 +46,8 @@ def answered(
         member = "results" if endpoint is Endpoint.RERANK else "data"
     most = promised(endpoint, body)
     match response.get(member):
-        case [*items] if len(items) >= most and all(isinstance(each, dict) for each in items):
+        case [_, *_] as items if all(isinstance(each, dict) for each in items):
             pass
-        case [*items]:
-            raise MalformedError(f"{host} answers {endpoint} with {len(items)} of {most} {member}")
         case _:
             raise MalformedError(f"{host} answers {endpoint} without {member!r}")
     found = cast("list[dict[str, Any]]", items)
@@ -56,6 +55,8 @@ def answered(
         reason = each.get("finish_reason")
         if reason and reason in NOT_WHOLE:
             raise MalformedError(f"{host} has not completed its answer: finish_reason {reason!r}")
+    if len(found) < most:
+        raise fewer(host, f"{len(found)} of {most} {member}", body)
     return found
 
 

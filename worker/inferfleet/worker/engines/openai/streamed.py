@@ -44,7 +44,7 @@ class StreamedAnswer:
         self._promised = promised(generation.endpoint, generation.body)
         self._told = Usage()
         self._ended: set[int] = set()
-        self._goes_on = False
+        self._goes_on = self._done = False
         self._head: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
         self._prompts: dict[int, int] = {}
@@ -59,6 +59,11 @@ class StreamedAnswer:
     def ended(self) -> bool:
         """Whether every choice that was asked for has ended as it should."""
         return len(self._ended) == self._promised
+
+    @property
+    def fewer(self) -> bool:
+        """Whether the server says that this is all, and some choices that were asked for have not begun."""
+        return self._done and bool(self._ended) and self._ended == self._choices.keys() and not self.ended
 
     @property
     def whole(self) -> bool:
@@ -83,6 +88,10 @@ class StreamedAnswer:
             completion_tokens=self._told.completion_tokens or self._tokens,
             cached_tokens=self._told.cached_tokens,
         )
+
+    def done(self) -> None:
+        """Take the server's word that the stream has ended."""
+        self._done = True
 
     def take(self, event: Mapping[str, Any]) -> Iterator[TokenChunk]:
         """Take the next event, and yield its chunks. What it raises for a malformed one is ``understood``."""
