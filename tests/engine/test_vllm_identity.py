@@ -51,6 +51,17 @@ async def test_other_weights_of_the_same_shape_are_another_model(engine: VllmEng
     )
 
 
+async def test_another_configuration_of_the_same_folder_is_another_model(
+    engine: VllmEngine, tiny_model: str
+) -> None:
+    identity = await identity_of(
+        Path(tiny_model), tool_call_parser="hermes", override_generation_config={"temperature": 0.5}
+    )
+    assert engine.identity is not None
+    assert identity.weights == engine.identity.weights
+    assert identity.short != engine.identity.short
+
+
 async def test_what_changes_the_prompt_or_the_reading_of_an_answer_is_another_model(
     engine: VllmEngine, make_engine: MakeEngine
 ) -> None:

@@ -152,6 +152,23 @@ async def test_an_answer_that_outlasts_the_drain_begins_again_on_the_new_model(
     assert_whole(since_the_restart(entries))
 
 
+@BOTH
+async def test_the_same_model_with_another_size_resumes_an_answer_that_outlasts_the_drain(
+    fleet: Fleet, swapped: Swapped, store: aioredis.Redis, pool: str, strategy: SwapStrategy
+) -> None:
+    """Nothing but the length of its context differs, so it has the identity of the old one."""
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
+    await until_tokens(fleet, job, 5)
+    await swapped.order(strategy=strategy, drain_timeout_s=0, engine_args={"max_model_len": 1024})
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert_of_one_model(job, result)
+    assert result.model_identity == identity(0)
+    entries = await journal_of(store, job)
+    assert "restarted" not in kinds_of(entries)
+    assert kinds_of(entries).count("running") > 1
+    assert_whole(entries)
+
+
 async def test_the_old_model_serves_while_the_new_one_loads(
     fleet: Fleet, swapped: Swapped, pool: str
 ) -> None:
