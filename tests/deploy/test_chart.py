@@ -21,6 +21,7 @@ from tests.deploy.conftest import (
     Manifests,
     Object,
     containers,
+    engine_of,
     pod,
     program,
     render,
@@ -43,8 +44,8 @@ SHARED_GPU = {
 EXPOSED: dict[str, Any] = {"enabled": True, "apiKeysSecret": "inferfleet-api-keys"}
 
 
-def triggers(path: str) -> list[Object]:
-    """The triggers that a patch of an overlay adds."""
+def added(path: str) -> list[Object]:
+    """What a patch of an overlay adds: triggers, or a container."""
     return [each["value"] for each in yaml.safe_load((KEDA / "overlays" / path).read_text())]
 
 
@@ -105,10 +106,10 @@ SAME: dict[str, dict[str, Any]] = {
     "overlays/slo": {
         "exporter": {"enabled": True},
         "prometheus": {"podMonitors": True},
-        "pool": {"scaling": {"triggers": triggers("slo/triggers.yaml")}},
+        "pool": {"scaling": {"triggers": added("slo/triggers.yaml")}},
     },
     "overlays/consumption-time": {
-        "pool": {"scaling": {"minReplicas": 1, "triggers": triggers("consumption-time/trigger.yaml")}}
+        "pool": {"scaling": {"minReplicas": 1, "triggers": added("consumption-time/trigger.yaml")}}
     },
     "overlays/hpa": {
         "exporter": {"enabled": True},
@@ -125,6 +126,20 @@ SAME: dict[str, dict[str, Any]] = {
         "prometheus": {"podMonitors": True},
     },
     "overlays/agents": {"agents": {"enabled": True}},
+    "overlays/vllm-sidecar": {
+        "pool": {
+            "env": {
+                "INFERFLEET_ENGINE": "openai",
+                "INFERFLEET_BASE_URL": "http://127.0.0.1:8000/v1",
+                "INFERFLEET_ENGINE_ARGS": "{}",
+            },
+            "resources": {
+                "requests": {"cpu": "1", "memory": "512Mi", "ephemeral-storage": None},
+                "limits": {"memory": "2Gi"},
+            },
+            "sidecars": added("vllm-sidecar/vllm.yaml"),
+        }
+    },
     "overlays/tls": {"tls": True},
     "overlays/secret-files": {"secretFiles": True},
 }
@@ -242,6 +257,34 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
     assert images == set(re.findall(r"-t (registry\S+)", DOCS))
 
 
+def test_the_sidecar_of_the_docs_has_the_gpu_and_a_server_elsewhere_needs_none(tmp_path: Path) -> None:
+    (documented,) = re.findall(r"```yaml\n(pools:.+?)```", DOCS, re.DOTALL)
+    (worker,) = chart(yaml.safe_load(documented), tmp_path).workers
+    sidecar, container = engine_of(worker), containers(worker)[0]
+    assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert {mount["name"] for mount in sidecar["volumeMounts"]} <= {
+        volume["name"] for volume in pod(worker)["volumes"]
+    }
+    assert violations(pod(worker)) == []
+
+    values = yaml.safe_load(documented)
+    del values["pools"][0]["sidecars"]
+    (alone,) = chart(values, tmp_path).workers
+    assert "initContainers" not in pod(alone)
+    assert {volume["name"] for volume in pod(alone)["volumes"]} == {"tmp", "home"}
+
+
+def test_a_sidecar_may_have_another_user_and_another_root(tmp_path: Path) -> None:
+    log = {"name": "log", "image": "registry.example/log:1", "securityContext": {"runAsUser": 7}}
+    (worker,) = chart({"pool": {"sidecars": [log]}}, tmp_path).workers
+    sidecar = engine_of(worker)
+    assert sidecar["securityContext"]["runAsUser"] == 7
+    assert sidecar["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "nvidia.com/gpu" in containers(worker)[0]["resources"]["limits"], "its engine is vLLM"
+
+
 def test_the_queues_of_workers_count_in_the_pools_whose_turns_wait_for_their_workers(tmp_path: Path) -> None:
     pools = [{"name": "chat-v2", "env": {"INFERFLEET_WARM_WAIT_S": "2"}}, {"name": "embed"}]
     manifests = chart(VALUES | {"pools": pools}, tmp_path)
@@ -261,7 +304,7 @@ def test_a_wait_that_is_set_for_all_pools_counts_as_one_of_each(tmp_path: Path) 
 
 
 def test_the_docs_name_the_overlays_that_no_values_give() -> None:
-    """A mesh needs annotations and a policy, others other volumes or a container; two bring services."""
+    """A mesh needs annotations and a policy, another one other volumes; two bring services."""
     (named,) = re.findall(r"no values for the overlays ([^.]+)\.", DOCS)
     assert set(re.findall(r"`([\w-]+)`", named)) == {
         name for name in OVERLAYS if f"overlays/{name}" not in SAME
@@ -400,6 +443,9 @@ def test_its_version_is_that_of_the_images() -> None:
         {"pool": {"env": {"INFERFLEET_MAX_RUNNING": 64}}},
         {"pool": {"gpu": {"count": 0}}},
         {"pool": {"scaling": {"by": "prayer"}}},
+        {"pool": {"sidecars": [{"name": "vllm"}]}},
+        {"pool": {"sidecars": [{"name": "worker", "image": "vllm"}]}},
+        {"pool": {"sidecars": [{"name": "vllm", "image": "vllm", "restartPolicy": "Never"}]}},
         {"pool": {"scaling": {"jobsPerWorker": "100"}}},
         {"pool": {"scaling": {"keda": {"cooldown": 1}}}},
         {"pool": {"scaling": {"behavior": {"scaleUp": {"policies": [{"type": "Pod"}]}}}}},
