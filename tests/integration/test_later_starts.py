@@ -299,15 +299,22 @@ async def test_a_worker_holds_a_message_that_comes_a_little_too_early(
 async def test_whoever_submits_it_again_gets_the_same_job_at_its_first_time(
     fleet: Fleet, foreign: ForeignClient, pool: str
 ) -> None:
-    keyed = await fleet.submit("later", pool=pool, idempotency_key=pool, delay_s=HOUR_S)
-    again = await fleet.submit("later", pool=pool, idempotency_key=pool)
-    assert again.id == keyed.id
+    keyed = await fleet.submit("later", pool=pool, idempotency_key=pool, delay_s=HOUR_S, priority=7)
+    record = await fleet.get(keyed)
+    for again in (
+        await fleet.submit("later", pool=pool, idempotency_key=pool),
+        await fleet.submit("later", pool=pool, idempotency_key=pool, delay_s=2 * HOUR_S, priority=2),
+    ):
+        assert (again.id, again.priority, again.not_before) == (keyed.id, 7, record.not_before)
+    at_once = await fleet.submit("at once", pool=pool, idempotency_key=f"{pool}-2")
+    again = await fleet.submit("at once", pool=pool, idempotency_key=f"{pool}-2", delay_s=HOUR_S)
+    assert (again.id, again.not_before) == (at_once.id, None)
     job = await fleet.submit(Job(pool=pool, body=chat("later")), delay_s=HOUR_S)
     joined = await fleet.submit(job.model_copy(update={"not_before": None}))
     record = await fleet.get(job)
     assert joined.not_before == record.not_before
-    assert await foreign.waiting() == 0
-    for each in (keyed, job):
+    assert await foreign.waiting() == 1, "that of the one that may start"
+    for each in (keyed, at_once, job):
         await fleet.cancel(each)
 
 

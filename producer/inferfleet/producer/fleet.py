@@ -208,6 +208,10 @@ class Fleet:
         reach exactly one terminal result. If this raises anything but ``PublishUnconfirmedError``, the job
         was not accepted, neither from this caller nor from another one with the same idempotency key.
 
+        The job that is returned has the id, the pool, the priority and the ``not_before`` with which it was
+        accepted first. Other options that do not belong to the key, such as ``timeout_s``, ``expires_at`` and
+        ``metadata``, are those of this call, and have no effect if the job had been accepted before.
+
         Raises:
             InvalidJobError: The job breaks the contract, or no worker could read it; nothing was sent.
             UnknownPoolError: The pool has no queue.

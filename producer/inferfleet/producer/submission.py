@@ -40,7 +40,7 @@ from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.idempotency import Claim
-from inferfleet.wire.redis.job_reading import Standing
+from inferfleet.wire.redis.job_reading import Accepted, Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, seconds_until
 from inferfleet.wire.redis.session_histories import SessionHistories
@@ -206,8 +206,8 @@ class Submission:
         while True:
             claimed = await idempotency.claim(self._pipeline, job, call=call, ttl_s=self._key_ttl_s(job))
             if claimed.accepted and not await self._is_nowhere(claimed.job):
-                pool = await self._records.pool(claimed.job.id)
-                return _in_pool(claimed, pool), b"", _ACCEPTED_BEFORE
+                before = await self._records.accepted(claimed.job.id)
+                return _as_accepted(claimed, before), b"", _ACCEPTED_BEFORE
             claimed = claimed._replace(job=await self._placed(claimed.job, weight))
             body = message_body(claimed.job)
             recorded = await self._record(claimed, call, body, keep=keep)
@@ -223,7 +223,7 @@ class Submission:
                     claimed.job.id, pool=claimed.job.pool, priority=claimed.job.priority
                 )
                 await self._give_place_back(claimed.job)
-                joined = _in_pool(claimed, recorded.pool).job
+                joined = in_pool(claimed.job, recorded.pool)
                 joined = joined.model_copy(update={"priority": recorded.priority})
                 claimed = claimed._replace(job=joined)
                 self._records.open_jobs.enter(claimed.job)
@@ -495,8 +495,14 @@ class Submission:
             await self._records.copied(job.id)
 
 
-def _in_pool(claimed: Claim, pool: str | None) -> Claim:
-    return claimed if pool is None else claimed._replace(job=in_pool(claimed.job, pool))
+def _as_accepted(claimed: Claim, before: Accepted | None) -> Claim:
+    """Return a claim with the job as its record has it: another caller may have said otherwise."""
+    if before is None:
+        return claimed
+    job = in_pool(claimed.job, before.pool)
+    if _moment(job.not_before) != _moment(before.not_before):
+        job = job.model_copy(update={"not_before": before.not_before})
+    return claimed._replace(job=job.model_copy(update={"priority": before.priority}))
 
 
 def _moment(moment: datetime | None) -> int | None:

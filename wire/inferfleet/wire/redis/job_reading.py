@@ -22,6 +22,7 @@ from inferfleet.schemas.names import job_key, journal_key, request_key, result_k
 from inferfleet.schemas.result import JobRecord, Result, Usage
 from inferfleet.schemas.said import cut_response
 from inferfleet.wire.redis import job_scripts
+from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.journal_lines import generated, head_of, parse_line, whole_answer
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
@@ -78,6 +79,14 @@ class Held(NamedTuple):
     def waits(self) -> bool:
         """Whether the job waits for its start, and nobody is taking it back."""
         return self.state is JobState.QUEUED and not self.closed
+
+
+class Accepted(NamedTuple):
+    """What a job's record says that the next submission of the job may say otherwise."""
+
+    pool: str
+    priority: int
+    not_before: datetime | None
 
 
 class JobReading:
@@ -198,6 +207,15 @@ class JobReading:
         """Read a job's pool; ``None`` without a record."""
         pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
         return None if pool is None else pool.decode()
+
+    async def accepted(self, job_id: str) -> Accepted | None:
+        """Read how a job was accepted; ``None`` without a record."""
+        pool, priority, not_before = await self._pipeline.execute(
+            "HMGET", job_key(job_id), "pool", "priority", "not_before"
+        )
+        if pool is None:
+            return None
+        return Accepted(pool.decode(), int(priority), moment_of(int(not_before)) if not_before else None)
 
     async def request(self, job_id: str) -> bytes | None:
         """Read the body of an unfinished job's message; ``None`` if Redis does not have it."""
