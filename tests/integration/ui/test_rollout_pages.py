@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from tests.integration.conftest import eventually
 from tests.integration.ui.conftest import HOSTILE, Reader, assert_escaped, start_rollout
@@ -11,6 +13,7 @@ from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas.rollout import RolloutPhase
 from inferfleet.wire.redis.ended_counts import add_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.rollouts import change_rollout, read_rollout
 
 
 @pytest.fixture
@@ -48,6 +51,21 @@ async def test_a_rollout_shows_its_step_and_what_both_pools_have_ended_since(
     assert [other.count(each) for each in (f">{canary}<", ">4<", ">1<", ">25.0%<", ">–<")] == [1, 1, 1, 1, 3]
     assert "1 of 4 attempts failed" in shown
     assert '<span class="badge undecided">' in shown
+
+
+async def test_a_rollout_whose_canary_does_nothing_says_so(
+    reader: Reader, pipeline: CommandPipeline, pool: str, canary: str
+) -> None:
+    async def shows() -> bool:
+        # The gateway finds that no job waits, and takes it back.
+        kept = await read_rollout(pipeline, pool)
+        assert kept.rollout is not None
+        since = pipeline.clock.now() - timedelta(seconds=90)
+        stalled = kept.rollout.model_copy(update={"stalled_since": since})
+        await change_rollout(pipeline, stalled, revision=kept.revision)
+        return "ended no attempt and generated no token for 1 min" in await card(reader, pool)
+
+    await eventually(shows)
 
 
 async def test_a_rollout_changes_its_course_after_a_question(

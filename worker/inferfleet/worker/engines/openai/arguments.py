@@ -33,7 +33,7 @@ class OpenaiArguments(BaseModel):
     silence_timeout_s: Seconds = 300.0
     busy_timeout_s: Seconds = 120.0
     max_first_token_s: Seconds | None = None
-    may_ignore: frozenset[Member] = frozenset()
+    may_ignore: list[Member] = Field(default_factory=list[Member])
 
     @classmethod
     def from_engine_args(cls, engine_args: Mapping[str, Any]) -> Self:
