@@ -40,13 +40,13 @@ async def producer(harness: Harness, fleet: Fleet, tmp_path: Path) -> AsyncItera
         step=1,
         end=number + 1,
         per_second=10.0,
-        # Until it is killed: when it gives up, it finds its job under its key.
+        connect_timeout_s=WAIT_S,
         publish_timeout_s=WAIT_S,
     )
+    # It waits until it is killed: if it gave up its connection, it would find its job under its key.
+    link = await harness.link(heartbeat_s=round(WAIT_S))
     with Reaper() as reaper:
-        producer = ProducerProcess(
-            plan, link=await harness.link(), log=tmp_path / "producer.log", reaper=reaper
-        )
+        producer = ProducerProcess(plan, link=link, log=tmp_path / "producer.log", reaper=reaper)
         yield producer
         await producer.crash()
 

@@ -153,9 +153,9 @@ class Harness:
             )
         return server
 
-    async def link(self) -> Link:
-        """Open links for one more client."""
-        broker = Proxy(f"{self.services.amqp_url}?heartbeat={AMQP_HEARTBEAT_S}")
+    async def link(self, *, heartbeat_s: int = AMQP_HEARTBEAT_S) -> Link:
+        """Open links for one more client. After two heartbeats without an answer it leaves its connection."""
+        broker = Proxy(f"{self.services.amqp_url}?heartbeat={heartbeat_s}")
         store = Proxy(self.services.redis_url, named=self.named_servers)
         return Link(
             broker=await self.stack.enter_async_context(broker),
