@@ -471,7 +471,7 @@ async def test_the_command_line_and_the_gateway_submit_it(
     shown = await inferfleet("jobs", "show", ended.out.strip())
     assert f"waits: it runs after {first.id} (queued)" in shown.out
     gateway = await start_gateway()
-    async with httpx2.AsyncClient(base_url=gateway.url) as http:
+    async with httpx2.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
         job = {"body": chat("after {{jobs.0.text}}"), "after": [first.id]}
         accepted = await http.post("/v1/jobs", json=job)
         assert accepted.status_code == 202, accepted.text

@@ -378,7 +378,7 @@ async def test_the_command_line_and_the_gateway_submit_it(
     assert "--not-before" in wrong.err
 
     gateway = await start_gateway()
-    async with httpx2.AsyncClient(base_url=gateway.url) as http:
+    async with httpx2.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
         accepted = await http.post("/v1/jobs", json={"body": chat(), "delay_s": HOUR_S})
         assert accepted.status_code == 202, accepted.text
         shown_job = (await http.get(accepted.headers["location"])).json()

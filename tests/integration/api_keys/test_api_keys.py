@@ -310,7 +310,7 @@ async def test_who_has_no_key_is_refused_before_anything_else(
 ) -> None:
     url = (await start_gateway(api_keys_file=keys.path)).url
     encoded = {name.encode(): value.encode("latin-1") for name, value in header.items()}
-    async with httpx2.AsyncClient(base_url=url, headers=encoded) as http:
+    async with httpx2.AsyncClient(base_url=url, headers=encoded, timeout=PATIENCE_S) as http:
         for ask in (
             http.post(CHAT, content=b"x" * 100_000),
             http.get("/v1/models"),

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fsspec import get_filesystem_class
 from openai import NotFoundError
-from tests.integration.conftest import StartGateway, StartWorker, eventually
+from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, eventually
 from tests.integration.files_and_batches.conftest import (
     begin,
     client_of,
@@ -45,7 +45,7 @@ async def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
             stdout=log,
             stderr=log,
         )
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as http:
 
         async def made() -> bool:
             assert process.returncode is None, (tmp_path / "moto.log").read_text()
@@ -125,7 +125,7 @@ async def as_role(bucket: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> 
     url = os.environ["AWS_ENDPOINT_URL_S3"]
     of_iam = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20261126/us-east-1/iam/aws4_request"}
     made = ""
-    async with httpx2.AsyncClient(headers=of_iam) as http:
+    async with httpx2.AsyncClient(headers=of_iam, timeout=PATIENCE_S) as http:
         for asked in (
             {"Action": "CreateUser"},
             {"Action": "PutUserPolicy", "PolicyName": "prefix", "PolicyDocument": json.dumps(policy)},

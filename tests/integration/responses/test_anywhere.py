@@ -262,7 +262,7 @@ async def test_nothing_is_kept_of_a_response_that_is_refused_behind_its_clients_
     ],
 )
 async def test_a_query_that_is_wrong_is_refused(start_gateway: StartGateway, query: str, param: str) -> None:
-    async with httpx2.AsyncClient(base_url=(await start_gateway()).url) as http:
+    async with httpx2.AsyncClient(base_url=(await start_gateway()).url, timeout=PATIENCE_S) as http:
         answer = await http.get(f"/v1/responses/resp_{new_job_id()}?{query}")
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
