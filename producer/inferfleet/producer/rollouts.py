@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed
 from inferfleet.schemas.errors import RolloutError, UnknownPoolError
+from inferfleet.schemas.problems import sentence
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
@@ -211,4 +212,4 @@ class Rollouts:
 def _invalid(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+    return f"{where}: {sentence(first)}" if where else sentence(first)
