@@ -92,6 +92,7 @@ def test_submit_refuses_what_it_cannot_read(
         (("stream", "j-1", "--after", "here"), "'here' is not the id of a journal line, like '0-0:0'"),
         (("stream", "j-1", "--after", ""), "'' is not the id of a journal line"),
         (("chat", "--priority", "soon"), "'soon' is neither a number"),
+        (("rollout", "start", "a", "--to", "b", "--max-error-rate", "0.01"), "give it with its sign"),
     ],
 )
 def test_other_commands_refuse_what_they_cannot_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -12,9 +13,10 @@ from inferfleet.agents.settings import RunnerSettings
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.gateway.api_keys import KeysDocument
 from inferfleet.gateway.settings import GatewaySettings
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, RetrievalError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.problems import describe
+from inferfleet.schemas.retrieval import check_where
 from inferfleet.schemas.run import RunLimits, RunOrder
 from inferfleet.schemas.settings import WorkerSettings, read_settings
 
@@ -114,6 +116,31 @@ def test_a_contradiction_at_the_top_is_named_without_a_leading_dot() -> None:
             }
         )
     assert describe(refused.value) == "limits.prices: are given without a limit: give max_cost as well"
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"year": {"gt": "a"}}, "where.year.gt: must be a number, not a string"),
+        (
+            {"year": {"gte": 1, "ge": 2}},
+            "where.year.ge: is unknown (did you mean 'gte'?); known are gt, gte, lt, lte",
+        ),
+        ({"year": {"gt": None}}, "where.year: give a number for at least one of gt, gte, lt and lte"),
+        ({"year": "x" * 600}, "where.year: has 600 characters; at most 512 are allowed"),
+        ({"year": [None]}, "where.year[0]: must be true or false, a number or a string, not null"),
+    ],
+)
+def test_a_value_that_may_be_of_several_types_gets_one_sentence(where: dict[str, Any], told: str) -> None:
+    with pytest.raises(RetrievalError) as refused:
+        check_where(where)
+    assert str(refused.value) == told
+
+
+def test_a_number_of_a_hundred_digits_is_quoted_in_short() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Job.model_validate({"body": {}, "timeout_s": 1e99})
+    assert "timeout_s: 1e+99 is above the maximum 86400" in describe(refused.value).splitlines()
 
 
 def test_text_for_a_number_is_quoted_only_where_it_can_be_no_prompt() -> None:

@@ -6,12 +6,13 @@ a prompt, nor a hash of a secret.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.plural import count_of
 
 MAX_PROBLEMS = 10
@@ -24,6 +25,9 @@ WRONG_SHAPE = "wrong_shape"
 """The type of our own errors whose message says what was wanted; ``describe`` adds what was given."""
 
 _DISAGREEMENT = "disagreement"
+
+_LONG = 1e16
+"""From here on Python prints a float with an exponent, and not all of its digits."""
 
 _KINDS: Mapping[type, str] = {
     bool: "a boolean",
@@ -97,20 +101,25 @@ def describe(
     data: object = None,
     whole: str = "the job",
     quoting: bool = False,
+    known: Iterable[str] = (),
 ) -> str:
     """Describe every problem, one per line, each beginning with the path of its field.
 
     Pass the validated ``data`` if its model has unions: pydantic puts the branch of a union into the location
     of an error, and this function leaves steps that are not in the data out of the path. ``whole`` names the
-    data where a problem has no field. For ``quoting`` see :func:`sentence`.
+    data where a problem has no field. For ``quoting`` see :func:`sentence`;
+    ``known`` are the members that may be there instead of an unknown one.
     """
-    found = _causes(error.errors(include_url=False))
+    found: dict[str, list[ErrorDetails]] = {}
+    for problem in _causes(error.errors(include_url=False)):
+        found.setdefault(_path(problem, root, data), []).append(problem)
     lines = [
-        f"{_path(problem, root, data) or whole}: {sentence(problem, quoting=quoting)}"
-        for problem in found[:MAX_PROBLEMS]
+        f"{path or whole}: {said}"
+        for path, problems in found.items()
+        for said in _sentences(_without_branches(path, problems, found), quoting=quoting, known=known)
     ]
-    if len(found) > MAX_PROBLEMS:
-        lines.append(f"and {len(found) - MAX_PROBLEMS:,} more problems")
+    if len(lines) > MAX_PROBLEMS:
+        lines[MAX_PROBLEMS:] = [f"and {len(lines) - MAX_PROBLEMS:,} more problems"]
     return "\n".join(lines)
 
 
@@ -131,6 +140,31 @@ def _causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
         for problem in problems
         if problem["type"] != "too_short" or len(problem["input"]) < problem.get("ctx", {})["min_length"]
     ]
+
+
+def _without_branches(path: str, problems: list[ErrorDetails], paths: Iterable[str]) -> list[ErrorDetails]:
+    """Leave out the branches of a union that a value is not of, if another branch has another problem."""
+    others = [problem for problem in problems if problem["type"] not in _WANTED]
+    inside = any(other.startswith((f"{path}.", f"{path}[")) for other in paths) if path else False
+    return others if others or inside else problems
+
+
+def _sentences(problems: Iterable[ErrorDetails], *, quoting: bool, known: Iterable[str]) -> Iterator[str]:
+    """Say what is wrong with one value; in one sentence, which types it may have if it has another one."""
+    wanted: dict[str, str] = {}
+    for problem in problems:
+        if problem["type"] in _WANTED:
+            wanted.setdefault(_WANTED[problem["type"]], _given(problem, quoting=quoting))
+        elif problem["type"] == "extra_forbidden" and (names := ", ".join(known)):
+            yield f"is unknown{did_you_mean(str(problem['loc'][-1]), known)}; known are {names}"
+        else:
+            yield sentence(problem, quoting=quoting)
+    if "a number" in wanted:
+        wanted.pop("a whole number", None)
+    if wanted:
+        *others, last = wanted
+        one_of = f"{', '.join(others)} or {last}" if others else last
+        yield f"must be {one_of}, not {next(iter(wanted.values()))}"
 
 
 def _path(problem: ErrorDetails, root: str, data: object) -> str:
@@ -188,11 +222,13 @@ def sentence(problem: ErrorDetails, *, quoting: bool = False) -> str:
         case "string_pattern_mismatch":
             return _misspelt(value, problem["loc"], limits["pattern"])
         case wanted if wanted in _WANTED:
-            return f"must be {_WANTED[wanted]}, not {_given(wanted, value, quoting=quoting)}"
+            return f"must be {_WANTED[wanted]}, not {_given(problem, quoting=quoting)}"
+        case "extra_forbidden":
+            return "is unknown"
         case time if time.startswith(("datetime", "timezone")):
             return "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
         case "ip_any_network":
-            return f"{_given('parsing', value, quoting=quoting)} is not a network, such as 10.1.0.0/16"
+            return f"{_given(problem, quoting=quoting)} is not a network, such as 10.1.0.0/16"
         case "json_invalid":
             return f"is not JSON ({limits['error']})"
         case other if other == WRONG_SHAPE:
@@ -201,11 +237,17 @@ def sentence(problem: ErrorDetails, *, quoting: bool = False) -> str:
             return problem["msg"].removeprefix("Value error, ")
 
 
-def _given(wanted: str, value: object, *, quoting: bool) -> str:
+def _given(problem: ErrorDetails, *, quoting: bool) -> str:
     """Quote the given value if a number was wanted. A value given for text may be part of a prompt."""
+    wanted, value = problem["type"], problem["input"]
     if isinstance(value, int | float) and wanted.startswith(("int", "float", "bool")):
         return _number(value)
-    if quoting and isinstance(value, str) and wanted.endswith("parsing") and len(value) <= MAX_QUOTED_CHARS:
+    if (
+        quoting
+        and isinstance(value, str)
+        and wanted.endswith(("parsing", "network"))
+        and len(value) <= MAX_QUOTED_CHARS
+    ):
         return repr(value)
     return kind(value)
 
@@ -221,7 +263,8 @@ def _number(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 2 * MAX_QUOTED_CHARS:
         # Python itself refuses to print long integers.
         return f"a number of {value.bit_length():,} bits"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _LONG
+    return str(int(value)) if whole else str(value)
 
 
 def _too_short(value: Any, least: int) -> str:
