@@ -263,8 +263,9 @@ def _number(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 2 * MAX_QUOTED_CHARS:
         # Python itself refuses to print long integers.
         return f"a number of {value.bit_length():,} bits"
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < _LONG
-    return str(int(value)) if whole else str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LONG:
+        return str(int(value))
+    return str(value)
 
 
 def _too_short(value: Any, least: int) -> str:
