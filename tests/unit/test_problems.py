@@ -124,7 +124,7 @@ def test_a_contradiction_at_the_top_is_named_without_a_leading_dot() -> None:
         ({"year": {"gt": "a"}}, "where.year.gt: must be a number, not a string"),
         (
             {"year": {"gte": 1, "ge": 2}},
-            "where.year.ge: is unknown (did you mean 'gte'?); known are gt, gte, lt, lte",
+            "where.year.ge: is not a member (did you mean 'gte'?); there are gt, gte, lt, lte",
         ),
         ({"year": {"gt": None}}, "where.year: give a number for at least one of gt, gte, lt and lte"),
         ({"year": "x" * 600}, "where.year: has 600 characters; at most 512 are allowed"),

@@ -156,7 +156,7 @@ def _sentences(problems: Iterable[ErrorDetails], *, quoting: bool, known: Iterab
         if problem["type"] in _WANTED:
             wanted.setdefault(_WANTED[problem["type"]], _given(problem, quoting=quoting))
         elif problem["type"] == "extra_forbidden" and (names := ", ".join(known)):
-            yield f"is unknown{did_you_mean(str(problem['loc'][-1]), known)}; known are {names}"
+            yield f"is not a member{did_you_mean(str(problem['loc'][-1]), known)}; there are {names}"
         else:
             yield sentence(problem, quoting=quoting)
     if "a number" in wanted:
@@ -224,7 +224,7 @@ def sentence(problem: ErrorDetails, *, quoting: bool = False) -> str:
         case wanted if wanted in _WANTED:
             return f"must be {_WANTED[wanted]}, not {_given(problem, quoting=quoting)}"
         case "extra_forbidden":
-            return "is unknown"
+            return "is not a member"
         case time if time.startswith(("datetime", "timezone")):
             return "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
         case "ip_any_network":
