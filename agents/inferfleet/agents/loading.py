@@ -38,6 +38,7 @@ def _load(place: str) -> Agent:
         ) from error
     agent = getattr(found, name, None)
     if not isinstance(agent, Agent):
-        what = "nothing" if agent is None else f"a {type(agent).__name__}"
-        raise ConfigurationError(f"{place!r} is {what}, not an Agent")
+        what = "is not there" if agent is None else f"is a {type(agent).__name__}, not an Agent"
+        agents = ", ".join(sorted(each for each, value in vars(found).items() if isinstance(value, Agent)))
+        raise ConfigurationError(f"{place!r} {what}; the agents of {module!r} are: {agents or 'none'}")
     return agent

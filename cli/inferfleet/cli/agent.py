@@ -291,7 +291,7 @@ def _limits(max_cost: str | None, prices: Mapping[str, str]) -> RunLimits | None
     try:
         return RunLimits.model_validate(asked) if asked else None
     except ValidationError as error:
-        raise InvalidJobError(f"invalid run: {describe(error)}") from error
+        raise InvalidJobError(f"invalid run: {describe(error, quoting=True)}") from error
 
 
 def _state(run: RunSummary | RunRecord) -> str:

@@ -104,6 +104,7 @@ def exit_code(error: Exception) -> int:
         BatchError,
         BatchOutputError,
         ConfigurationError,
+        EmbeddingTimeoutError,
         InferfleetError,
         InvalidJobError,
         PartialReplayError,
@@ -122,6 +123,8 @@ def exit_code(error: Exception) -> int:
             return exit_code(stopped)
         case BatchOutputError():
             return BATCH_UNFINISHED
+        case EmbeddingTimeoutError():
+            return 1
         case (
             BatchError()
             | ConfigurationError()

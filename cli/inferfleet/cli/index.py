@@ -17,6 +17,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.retrieval.index import EMBEDDING_TIMEOUT_S
 from inferfleet.schemas.errors import UnknownIndexError
 from inferfleet.schemas.job import DEFAULT_TENANT
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.retrieval import Added, IndexRecord
 
 T = TypeVar("T")
@@ -76,7 +77,8 @@ def add(
     """Add documents. Embeds only new chunks, so it continues what was interrupted. Replaces by id."""
 
     def tell(added: Added) -> None:
-        err(f"\r{added.documents:,} documents, {added.chunks:,} chunks, {added.embedded:,} embedded")
+        chunks = count_of(added.chunks, "chunk")
+        err(f"\r{count_of(added.documents, 'document')}, {chunks}, {added.embedded:,} embedded")
 
     added = _run(
         lambda fleet: fleet.index(name, tenant=tenant).add(
@@ -87,13 +89,14 @@ def add(
         _print_json(added.model_dump())
     else:
         err("\n")
-        out(f"{added.documents:,} documents with {added.chunks:,} chunks are in {shown_id(name)}\n")
+        documents, chunks = count_of(added.documents, "document"), count_of(added.chunks, "chunk")
+        out(f"{documents} with {chunks} {'is' if added.documents == 1 else 'are'} in {shown_id(name)}\n")
 
 
 @app.command()
 def search(
     name: NameArgument,
-    text: Annotated[str, typer.Argument(help="The question.", callback=not_empty)],
+    text: Annotated[str, typer.Argument(metavar="QUESTION", help="The question.", callback=not_empty)],
     *,
     k: Annotated[int, typer.Option("-k", help="Number of chunks to return.")] = 4,
     where: Annotated[
@@ -101,7 +104,13 @@ def search(
     ] = None,
     min_score: Annotated[float, typer.Option(help="Minimum score of a chunk.")] = -1.0,
     timeout_s: Annotated[
-        float, typer.Option(help="How long the pool may take to embed the question.")
+        float,
+        typer.Option(
+            "--timeout",
+            "--timeout-s",
+            metavar="SECONDS",
+            help="How long the pool may take to embed the question.",
+        ),
     ] = EMBEDDING_TIMEOUT_S,
     tenant: TenantOption = DEFAULT_TENANT,
     as_json: JsonFlag = False,
@@ -167,8 +176,8 @@ def _print_records(records: list[IndexRecord], *, as_json: bool) -> None:
         return
     for record in records:
         fields = (
-            *(shown_id(record.name), f"pool {record.options.pool}", f"{record.documents:,} documents"),
-            *(f"{record.chunks:,} chunks", f"embedded by {record.embedding or 'nothing yet'}"),
+            *(shown_id(record.name), f"pool {record.options.pool}", count_of(record.documents, "document")),
+            *(count_of(record.chunks, "chunk"), f"embedded by {record.embedding or 'nothing yet'}"),
         )
         out("  ".join(fields) + "\n")
 

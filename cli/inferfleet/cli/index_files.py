@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from inferfleet.cli.reading import read_text
+from inferfleet.cli.terminal import err, shown_id
 from inferfleet.schemas.errors import RetrievalError
 
 LINES: Final = ".jsonl"
@@ -17,6 +18,8 @@ LINES: Final = ".jsonl"
 def documents_in(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Yield the documents of files: of ``*.jsonl`` each line, of all others the whole text.
 
+    Says on stderr which files have no text.
+
     Raises:
         typer.BadParameter: A file cannot be read, or is in no encoding that is known.
         RetrievalError: A line is not a JSON object.
@@ -24,9 +27,12 @@ def documents_in(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """
     for file in files:
         text = read_text(file)
-        if file.suffix == LINES:
+        if not text.strip():
+            removed = "" if file.suffix == LINES else "; a document that it had before is still in the index"
+            err(f"inferfleet: {shown_id(str(file))} has no text, and is left out{removed}\n")
+        elif file.suffix == LINES:
             yield from _lines(file, text)
-        elif text.strip():
+        else:
             yield {"id": str(file), "text": text}
 
 

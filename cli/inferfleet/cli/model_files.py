@@ -59,7 +59,9 @@ def list_models(*, cache: CacheOption = CACHE, as_json: JsonFlag = False) -> Non
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the hub.", callback=not_empty)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, or a name on the hub.", callback=not_empty)
+    ],
     *,
     revision: Annotated[
         str | None, typer.Option(help="Commit, branch or tag; by default main.", callback=not_empty)

@@ -59,7 +59,8 @@ def start(
     ] = "5,25,50,100",
     interval: Annotated[str, typer.Option("--interval", help="Minimum duration of a step.")] = "10m",
     max_error_rate: Annotated[
-        str, typer.Option("--max-error-rate", help="The share of failed attempts to tolerate.")
+        str,
+        typer.Option("--max-error-rate", help="Percentage of failed attempts to tolerate, with its sign."),
     ] = "1%",
     max_ttft_ratio: Annotated[
         float,
@@ -95,6 +96,12 @@ def start(
     worker_timeout_s = None if worker_timeout is None else _duration(worker_timeout, "'--worker-timeout'")
     stall_timeout_s = _duration(stall_timeout, "'--stall-timeout'")
     weights = [_percent(step, "'--steps'") for step in steps.split(",")]
+    if not max_error_rate.rstrip().endswith("%"):
+        # Whoever means one in a hundred may write 0.01, and would get a hundredth of that.
+        raise typer.BadParameter(
+            f"{max_error_rate!r} is not a percentage like 1%; give it with its sign",
+            param_hint="'--max-error-rate'",
+        )
     error_rate = _percent(max_error_rate, "'--max-error-rate'") / 100
     _print(
         _run(

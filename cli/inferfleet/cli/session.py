@@ -27,7 +27,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 SessionArgument = Annotated[
     str, typer.Argument(metavar="SESSION", help="The session's id.", callback=not_empty)
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The file; `-` is stdout or stdin.")]
+OutputArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File to write; `-` is stdout.")]
+InputArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File to read; `-` is stdin.")]
 
 
 @app.callback()
@@ -119,7 +120,9 @@ def delete(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def export(session_id: SessionArgument, file: FileArgument = STANDARD, *, as_json: JsonFlag = False) -> None:
+def export(
+    session_id: SessionArgument, file: OutputArgument = STANDARD, *, as_json: JsonFlag = False
+) -> None:
     """Write a whole session as one JSON document."""
 
     async def read(fleet: Fleet) -> SessionExport:
@@ -138,7 +141,7 @@ def export(session_id: SessionArgument, file: FileArgument = STANDARD, *, as_jso
 
 @app.command("import")
 def import_(
-    file: FileArgument = STANDARD,
+    file: InputArgument = STANDARD,
     *,
     session_id: Annotated[
         str | None,

@@ -41,6 +41,7 @@ from inferfleet.gateway.webhook_routes import webhook_routes
 from inferfleet.producer.job_making import session_prefix
 from inferfleet.producer.openai.refusals import RETRY_AFTER_S, Refusal, RefusedError, refusal_of
 from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.problems import sentence
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ async def _invalid_parameter(_: Request, error: RequestValidationError) -> Respo
         Refusal(
             status=HTTPStatus.BAD_REQUEST,
             code="invalid_request",
-            message=f"{name}: {problem['msg']}",
+            message=f"{name}: {sentence(problem, quoting=True)}",
             param=name,
         )
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, IPvAnyNetwork, ValidationInfo, field_validator
 
 from inferfleet.producer.batch.line_ids import MAX_LINES
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
@@ -59,7 +59,7 @@ class GatewaySettings(ProducerSettings):
     """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
     """How long a stopping gateway waits for its requests to end."""
-    webhook_networks: list[IPv4Network | IPv6Network] = Field(default_factory=list[IPv4Network | IPv6Network])
+    webhook_networks: list[IPvAnyNetwork] = Field(default_factory=list[IPvAnyNetwork])
     """Networks that are not public and have endpoints for webhooks, which may also use http there."""
     webhook_timeout_s: Seconds = 15.0
     """How long an endpoint may take to accept an event."""

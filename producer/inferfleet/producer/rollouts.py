@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed
 from inferfleet.schemas.errors import RolloutError, UnknownPoolError
+from inferfleet.schemas.limits import LONGEST_S
+from inferfleet.schemas.problems import sentence
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
@@ -68,6 +70,9 @@ class Rollouts:
                 adapters that the pool serves, unless ``allow_rename``.
 
         """
+        for name, seconds in (("interval_s", interval_s), ("worker_timeout_s", worker_timeout_s)):
+            if seconds is not None and seconds > LONGEST_S:
+                raise RolloutError(f"{name}: {seconds:g} is above the maximum {LONGEST_S}")
         for name in (pool, to):
             if (await self._fleet.pool(name)).ready is None:
                 raise UnknownPoolError(
@@ -102,9 +107,14 @@ class Rollouts:
             raise RolloutError(_invalid(error)) from error
         kept = await read_rollout(self._pipeline, pool)
         if kept.rollout is not None and not kept.rollout.phase.over:
+            what_to_do = (
+                "wait until a gateway has aborted it"
+                if kept.rollout.phase is RolloutPhase.ABORTING
+                else "abort it, or finish it if it is promoted"
+            )
             raise RolloutError(
                 f"the pool {pool!r} has a rollout to {kept.rollout.to!r}, which is {kept.rollout.phase}: "
-                "abort it, or finish it if it is promoted"
+                f"{what_to_do}"
             )
         if not await change_rollout(self._pipeline, rollout, revision=kept.revision):
             raise RolloutError(f"somebody else has just started a rollout of the pool {pool!r}")
@@ -211,4 +221,4 @@ class Rollouts:
 def _invalid(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+    return f"{where}: {sentence(first)}" if where else sentence(first)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from inferfleet.schemas.conditions import Condition, Metadata, Where
+from inferfleet.schemas.conditions import Bounds, Condition, Metadata, Where
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
 from inferfleet.schemas.passages import IndexName
@@ -115,7 +115,7 @@ def check_where(where: Mapping[str, Any]) -> dict[str, Condition]:
     try:
         return _WHERE.validate_python(dict(where))
     except ValidationError as error:
-        raise RetrievalError(describe(error, root="where", data=where)) from None
+        raise RetrievalError(describe(error, root="where", data=where, known=Bounds.model_fields)) from None
 
 
 def check_document(document: Document | Mapping[str, Any]) -> Document:
@@ -131,7 +131,8 @@ def check_document(document: Document | Mapping[str, Any]) -> Document:
         return Document.model_validate(document)
     except ValidationError as error:
         name = f"document {str(document['id'])[:64]!r}" if "id" in document else "a document"
-        raise RetrievalError(f"{name}: {describe(error, data=document, whole='the value')}") from None
+        problem = describe(error, data=document, whole="the value", known=Document.model_fields)
+        raise RetrievalError(f"{name}: {problem}") from None
 
 
 def check_options(options: Mapping[str, Any]) -> IndexOptions:

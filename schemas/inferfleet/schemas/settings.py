@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from inferfleet.schemas.job import DEFAULT_POOL, PoolName, Priority
 from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.schemas.near_match import near_match
+from inferfleet.schemas.problems import sentence
 
 logger = logging.getLogger(__name__)
 
@@ -270,9 +271,8 @@ def read_settings(
         return settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         problems = "; ".join(
-            f"INFERFLEET_{'_'.join(map(str, problem['loc'])).upper()}: "
-            f"{problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_input=False, include_url=False)
+            f"{_variable(problem['loc'])}: {sentence(problem, quoting=True)}"
+            for problem in error.errors(include_url=False)
         )
         raise ConfigurationError(f"invalid setting: {problems}") from error
     except SettingsError as error:
@@ -281,6 +281,11 @@ def read_settings(
         raise ConfigurationError(
             f"invalid setting: INFERFLEET_{field.upper()}: is not JSON ({error.__cause__})"
         ) from error
+
+
+def _variable(place: Sequence[int | str]) -> str:
+    """Name the variable, and behind it the place in the list or object that it holds."""
+    return f"{PREFIX}{place[0]!s}".upper() + "".join(f"[{step}]" for step in place[1:])
 
 
 @cache

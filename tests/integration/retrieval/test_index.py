@@ -222,10 +222,22 @@ async def test_an_index_is_made_filled_and_searched_from_the_command_line(
     files = [str(tmp_path / name) for name in ("notes.md", "more.jsonl")]
     added = await inferfleet("index", "add", pool, *files)
     assert (added.code, added.out) == (0, f"2 documents with 2 chunks are in {pool}\n")
+    (tmp_path / "notes.md").write_text("")
+    again = await inferfleet("index", "add", pool, *files)
+    assert (again.code, again.out) == (0, f"1 document with 1 chunk is in {pool}\n")
+    assert "notes.md has no text, and is left out; a document that it had before is still in" in again.err
     found = await inferfleet("index", "search", pool, "More.", "-k", "1", "--where", '{"year": 2024}')
     assert (found.code, found.out) == (0, "1.000  m\nMore.\n\n")
     listed = await inferfleet("index", "list")
     assert f"{pool}  pool {pool}  2 documents  2 chunks  embedded by 'simulated'" in listed.out
     wrong = await inferfleet("index", "add", pool, str(tmp_path / "wrong.jsonl"))
     assert (wrong.code, wrong.err) == (2, "inferfleet: document 'm': text: is missing\n")
+    for option, value in (("--timeout", "nan"), ("--timeout", "1e99"), ("--min-score", "75")):
+        wrong = await inferfleet("index", "search", pool, "More.", option, value)
+        assert (wrong.code, wrong.out) == (2, "")
+        assert re.match(
+            r"inferfleet: (timeout_s|min_score): \S+ is not a (number of seconds|score)", wrong.err
+        )
+    late = await inferfleet("index", "search", pool, "More.", "--timeout", "0.000001")
+    assert (late.code, late.out) == (1, "")
     assert (await inferfleet("index", "delete", pool)).out == f"{pool} deleted\n"

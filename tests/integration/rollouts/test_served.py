@@ -87,6 +87,8 @@ async def test_a_canary_that_lacks_a_served_name_is_refused_at_the_start_and_whe
     rollouts = Rollouts(fleet)
     await start_worker(Adapted(*own))
     await until_ready(fleet, pool)
+    with pytest.raises(RolloutError, match=r"interval_s: 1e.12 is above the maximum 3162240000"):
+        await rollouts.start(pool, to=canary, steps=[100], interval_s=1e12)
     # Its worker has yet to start.
     await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600, allow_no_workers=True)
     await start_worker(Adapted(*canarys), pool=canary)

@@ -113,7 +113,7 @@ def test_a_place_without_an_agent_is_an_error(tmp_path: Path, monkeypatch: pytes
     for place, why in (
         ("some_agents", "is not of the form module:name"),
         ("some_agents:b", "is a int, not an Agent"),
-        ("some_agents:c", "is nothing, not an Agent"),
+        ("some_agents:c", "is not there; the agents of 'some_agents' are: a"),
         ("no_agents:a", "there is no module 'no_agents'"),
     ):
         with pytest.raises(ConfigurationError, match=why):

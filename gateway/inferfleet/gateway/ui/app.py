@@ -34,6 +34,7 @@ from inferfleet.schemas.errors import (
     InferfleetError,
     UnknownWorkerError,
 )
+from inferfleet.schemas.problems import sentence
 
 _STATIC: Final = Path(__file__).parent / "static"
 
@@ -98,7 +99,7 @@ def _told(error: Exception) -> tuple[HTTPStatus, str]:
             return status, "There is no such page." if status is HTTPStatus.NOT_FOUND else status.phrase
         case RequestValidationError():
             problem = error.errors()[0]
-            return HTTPStatus.BAD_REQUEST, f"{problem['loc'][-1]}: {problem['msg']}"
+            return HTTPStatus.BAD_REQUEST, f"{problem['loc'][-1]}: {sentence(problem, quoting=True)}"
         case _:
             return (
                 HTTPStatus.INTERNAL_SERVER_ERROR,

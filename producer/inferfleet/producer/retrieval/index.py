@@ -13,6 +13,7 @@ from inferfleet.producer.retrieval.embedding import Embedder, Jobs
 from inferfleet.producer.tracing import searching
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import Priority
+from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.passages import MAX_QUESTION_CHARS, IndexName
 from inferfleet.schemas.retrieval import (
     MAX_HITS,
@@ -132,6 +133,10 @@ class Index:
             raise RetrievalError(
                 f"text: has {len(text):,} characters; at most {MAX_QUESTION_CHARS:,} are allowed"
             )
+        if not 0 < timeout_s <= LONGEST_S:
+            raise RetrievalError(f"timeout_s: {timeout_s:g} is not a number of seconds above 0")
+        if not -1 <= min_score <= 1:
+            raise RetrievalError(f"min_score: {min_score:g} is not a score from -1 to 1")
         record = await self._store.read()
         if record.embedding is None:
             return []
