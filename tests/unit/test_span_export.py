@@ -93,7 +93,11 @@ def test_what_is_too_long_or_too_much_is_cut(
     exports: list[SpanExport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[ReadableSpan] = []
-    monkeypatch.setattr(BatchSpanProcessor, "on_end", lambda _, span: told.append(span))
+
+    def on_end(_: BatchSpanProcessor, span: ReadableSpan) -> None:
+        told.append(span)
+
+    monkeypatch.setattr(BatchSpanProcessor, "on_end", on_end)
     limits = SpanLimits(max_span_attributes=3, max_span_attribute_length=5)
     export = SpanExport(TracerProvider(shutdown_on_exit=False, span_limits=limits), limits)
     exports.append(export)
