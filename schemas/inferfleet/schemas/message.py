@@ -111,7 +111,9 @@ def known_of(body: bytes, message_id: str | None) -> Known:
 
 def trace_headers(job: Job) -> dict[str, str]:
     """Return the trace that a job belongs to as headers; none without a ``traceparent``."""
-    named = {"traceparent": job.traceparent, "tracestate": job.traceparent and job.tracestate}
+    if not job.traceparent:
+        return {}
+    named = {"traceparent": job.traceparent, "tracestate": job.tracestate}
     return {name: value for name, value in named.items() if value}
 
 

@@ -17,6 +17,9 @@ MAX_TRACESTATE_CHARS: Final = 512
 
 _MAX_MEMBERS: Final = 32
 
+_TRACE: Final = blake2b(digest_size=16, person=b"trace")
+"""Copied for each job, which takes half as long as making one."""
+
 _TRACEPARENT: Final = re.compile(TRACEPARENT_PATTERN)
 _MEMBER: Final = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
@@ -87,7 +90,9 @@ def trace_of_attempts(job_id: str, traceparent: str | None) -> str:
     """
     if traceparent is not None:
         return trace_id(traceparent)
-    return blake2b(job_id.encode(), digest_size=16, person=b"trace").hexdigest()
+    trace = _TRACE.copy()
+    trace.update(job_id.encode())
+    return trace.hexdigest()
 
 
 def span_of_run(run_id: str) -> str:
