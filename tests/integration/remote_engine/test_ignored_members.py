@@ -127,7 +127,7 @@ async def test_an_answer_that_shows_that_a_member_was_ignored_fails_the_job_unle
         ({"tools": [TOOL], "tool_choice": "auto"}, said("hello")),
         ({"tools": [TOOL], "tool_choice": "required"}, calling("f")),
         ({"tools": [TOOL], "tool_choice": OF_F}, calling("f")),
-        ({"tools": [TOOL], "tool_choice": "required"}, said("hel", reason="length")),
+        ({"tools": [TOOL], "tool_choice": "required"}, said("half", reason="length")),
         ({"response_format": JSON}, said('{"a": 1}')),
         ({"response_format": JSON}, said('{"a', reason="length")),
         ({"response_format": JSON, "stop": "}"}, said('{"a": 1')),
