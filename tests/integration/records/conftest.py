@@ -73,10 +73,11 @@ async def start(records: JobRecords, job: Job, worker: str = "w-1", **options: A
             started.fence,
             started.charged,
         )
-        assert (again.tokens, again.restart, again.model_identity) == (
+        assert (again.tokens, again.restart, again.model_identity, again.first_entered_ms) == (
             started.tokens,
             started.restart,
             started.model_identity,
+            started.first_entered_ms,
         )
     return started
 
