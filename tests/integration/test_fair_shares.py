@@ -82,6 +82,7 @@ async def test_what_was_served_counts_when_jobs_have_ended(
     # So that nothing decays.
     monkeypatch.setattr(shares, "HALF_LIFE_S", 1e6)
     async with connect(fair_shares=True) as fleet:
+        await fleet.declare_pool(pool)
         await start_worker(max_running=4, fair_shares=True)
         long = [await fleet.submit(chat(simulated={"tokens": 40}), pool=pool, tenant="long")]
         long += [await fleet.submit(chat(simulated={"tokens": 40}), pool=pool, tenant="long")]
