@@ -32,6 +32,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.job import MAX_METADATA, OnBusy
 from inferfleet.schemas.message import derived_id
 from inferfleet.schemas.names import DEAD_EXCHANGE, dead_queue
+from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
 
 HEADERS = 1 << 13
 
@@ -212,6 +213,51 @@ async def test_a_service_that_fails_leaves_the_letters_behind_untried(
     ]
     with pytest.raises(ServiceUnreachableError):
         await letters.replay(pool, everything=True)
+
+
+async def test_letters_are_not_said_to_be_deleted_if_the_connection_breaks(
+    fleet: Fleet, foreign: ForeignClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fleet.declare_pool(pool)
+    job = Job(pool=pool, body=chat())
+    await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
+    ack = QueueReader.ack
+
+    def too_late(queue: QueueReader, message: ReadMessage) -> None:
+        queue._stream.abort()  # pyright: ignore[reportPrivateUsage]
+        ack(queue, message)
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(QueueReader, "ack", too_late)
+        with pytest.raises(ServiceUnreachableError):
+            await fleet.dead_letters.purge(pool, ids=[job.id])
+    assert [letter.message_id for letter in await fleet.dead_letters.read(pool)] == [job.id]
+
+
+async def test_a_replay_whose_connection_breaks_says_what_it_has_submitted(
+    fleet: Fleet, foreign: ForeignClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fleet.declare_pool(pool)
+    jobs = [Job(pool=pool, body=chat(str(number))) for number in range(3)]
+    for job in jobs:
+        await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
+    ack = QueueReader.ack
+
+    def breaks(queue: QueueReader, message: ReadMessage) -> None:
+        queue._stream.abort()  # pyright: ignore[reportPrivateUsage]
+        ack(queue, message)
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(QueueReader, "ack", breaks)
+        with pytest.raises(PartialReplayError, match="1 of the dead letters were submitted again") as partial:
+            await fleet.dead_letters.replay(pool, everything=True)
+    assert isinstance(partial.value.stopped, ServiceUnreachableError)
+    (again,) = partial.value.jobs
+    # Its letter is still there, and means the same job.
+    replayed = await fleet.dead_letters.replay(pool, everything=True)
+    assert len(replayed) == 3
+    assert again.id in {job.id for job in replayed}
+    assert await foreign.waiting() == 3
 
 
 async def test_what_one_client_reads_is_not_missing_for_another(

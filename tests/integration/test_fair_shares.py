@@ -82,6 +82,7 @@ async def test_what_was_served_counts_when_jobs_have_ended(
     # So that nothing decays.
     monkeypatch.setattr(shares, "HALF_LIFE_S", 1e6)
     async with connect(fair_shares=True) as fleet:
+        await fleet.declare_pool(pool)
         await start_worker(max_running=4, fair_shares=True)
         long = [await fleet.submit(chat(simulated={"tokens": 40}), pool=pool, tenant="long")]
         long += [await fleet.submit(chat(simulated={"tokens": 40}), pool=pool, tenant="long")]
@@ -357,6 +358,30 @@ async def test_tenants_that_were_served_nothing_for_long_are_forgotten(
     await serve(pipeline, pool, a=1000, b=1000)
     monkeypatch.setattr(shares, "HALF_LIFE_S", 0.001)
     placing = PoolShares(pipeline, ttl_s=60)
+
+    async def are_forgotten() -> bool:
+        await placing.place(pool, "c", "c")
+        await pipeline.execute("DEL", preferred_key(pool, "c"))
+        return [share.tenant for share in await read_shares(pipeline, pool)] == ["c"]
+
+    await eventually(are_forgotten)
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("many", [shares.MANY, 1])
+async def test_what_was_served_decays_although_the_clock_of_redis_was_set_back(
+    pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """Also with so many tenants that the script does not look at all of them for each job."""
+    monkeypatch.setattr(shares, "MANY", many)
+    placing = PoolShares(pipeline, ttl_s=60)
+    await serve(pipeline, pool, a=1000, b=1000)
+    await placing.place(pool, "c", "c")
+    for tenant, stored in (await pipeline.execute("HGETALL", shares_key(pool))).items():
+        *rest, at_ms = stored.split()
+        in_an_hour = b"%d" % (int(at_ms) + 3_600_000)
+        await pipeline.execute("HSET", shares_key(pool), tenant, b" ".join([*rest, in_an_hour]))
+    monkeypatch.setattr(shares, "HALF_LIFE_S", 0.001)
 
     async def are_forgotten() -> bool:
         await placing.place(pool, "c", "c")

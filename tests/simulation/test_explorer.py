@@ -84,6 +84,10 @@ def test_nothing_is_found_in_some_schedules_of_each_scenario(scenario: str) -> N
     assert explore("--scenario", scenario, "--schedules", str(SOME), "--minutes", "4") == []
 
 
+def test_a_delayed_message_that_a_full_queue_drops_is_left_to_the_sweep() -> None:
+    assert explore("--replay", "later.3/1230:full=20")[0]["findings"] == []
+
+
 def test_faults_that_are_put_in_are_found() -> None:
     after = explore("--mutations", "--schedules", str(QUICK))
 

@@ -226,6 +226,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield index.begin(Document(id="d", text="t"), generation="g")
     yield index.store(document, "c", "t", b"", embedding=embedding)
     yield index.drop(document, ["c"])
+    yield index.forget(document)
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:

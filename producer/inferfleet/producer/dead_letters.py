@@ -136,8 +136,9 @@ class DeadLetters:
         """Submit dead letters again as new jobs, and return those jobs.
 
         Give exactly one of ``ids``, ``everything``, ``where``, or ``oldest``, the number of letters to take
-        from the front. Each dead letter is removed once its new job is accepted. Messages that are not jobs
-        stay, and so do letters whose job is refused.
+        from the front. Each dead letter is removed once its new job is accepted; if the connection breaks
+        first, it stays, and replaying it again gives the same job. Messages that are not jobs stay, and so do
+        letters whose job is refused.
 
         Raises:
             PartialReplayError: Some jobs were refused, or a service failed after others were submitted.
@@ -181,6 +182,7 @@ class DeadLetters:
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: The queue has no dead letter with one of the ids; nothing was deleted.
             DeadLettersGoneError: The queue has fewer than ``oldest``; nothing was deleted.
+            ServiceUnreachableError: The connection broke: all letters, or some, may be there.
 
         """
         wanted = _meant(ids, everything=everything, oldest=oldest)
@@ -194,6 +196,8 @@ class DeadLetters:
                 messages = [message for message, _ in await _named(queue, pool, wanted)]
             for message in messages:
                 queue.ack(message)
+            with connection_errors(self._settings.amqp_url):
+                await queue.acked()
             return len(messages)
 
     async def _replay(
@@ -205,18 +209,21 @@ class DeadLetters:
     ) -> list[Job]:
         jobs: list[Job] = []
         refused: dict[str, InferfleetError] = {}
-        async with aclosing(letters):
-            async for message, letter in letters:
-                if letter.job is None or not (where is None or where.admits(letter)):
-                    continue
-                try:
-                    jobs.append(await self._again(pool, queue, message, letter.job))
-                except _STOPPING as error:
-                    if not jobs and not refused:
+        try:
+            async with aclosing(letters):
+                async for message, letter in letters:
+                    if letter.job is None or not (where is None or where.admits(letter)):
+                        continue
+                    try:
+                        jobs.append(await self._again(pool, queue, message, letter.job))
+                    except _STOPPING:
                         raise
-                    raise PartialReplayError(jobs=jobs, refused=refused, stopped=error) from error
-                except InferfleetError as error:
-                    refused[letter.message_id] = error
+                    except InferfleetError as error:
+                        refused[letter.message_id] = error
+        except _STOPPING as error:
+            if not jobs and not refused:
+                raise
+            raise PartialReplayError(jobs=jobs, refused=refused, stopped=error) from error
         if refused:
             raise PartialReplayError(jobs=jobs, refused=refused)
         return jobs

@@ -118,6 +118,12 @@ class Rollouts:
             )
         if not await change_rollout(self._pipeline, rollout, revision=kept.revision):
             raise RolloutError(f"somebody else has just started a rollout of the pool {pool!r}")
+        try:
+            # No script sees those of several pools. Of two that start at the same moment, one sees the other.
+            await self._require_apart(pool, to)
+        except RolloutError as error:
+            await self.abort(pool, reason=str(error))
+            raise
         return rollout
 
     async def read(self, pool: str) -> Kept:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.integration.api_keys.conftest import Enter, Keys
-from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, chat
+from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, chat, eventually
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.names import guarantee_key
@@ -83,3 +83,21 @@ async def test_a_job_whose_reply_was_lost_takes_its_guarantee_once(
     assert [await take(0), await take(0), await take(0)] == [1, 1, 1]
     assert [await take(1), await take(1), await take(0)] == [1, 1, 0]
     assert [await take(2), await take(2)] == [0, 0]
+
+
+@pytest.mark.store
+async def test_a_guarantee_is_not_lost_until_a_clock_that_was_set_back_has_caught_up(
+    pipeline: CommandPipeline, pool: str
+) -> None:
+    limits = SharedLimits(pipeline, ttl_s=60)
+    # A token takes a tenth of a second, so the second job has to wait for one.
+    assert await limits.guaranteed(pool, 21, per_minute=600)
+    assert not await limits.guaranteed(pool, 1, per_minute=600)
+    stored = await pipeline.execute("HMGET", guarantee_key(pool), "used_until", "at")
+    for name, at_ms in zip(("used_until", "at"), stored, strict=True):
+        await pipeline.execute("HSET", guarantee_key(pool), name, float(at_ms or 0) + 3_600_000)
+
+    async def fits() -> bool:
+        return await limits.guaranteed(pool, 1, per_minute=600)
+
+    await eventually(fits)

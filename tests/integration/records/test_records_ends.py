@@ -22,7 +22,7 @@ from tests.integration.records.conftest import (
 from tests.stores import running_pipeline
 
 from inferfleet.local.services import Services
-from inferfleet.schemas import Job, JobState, Result
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
 from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
 from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.wire.redis.attempts import StartStatus, WriteStatus
@@ -39,6 +39,17 @@ async def test_a_queued_job_that_is_cancelled_ends_at_once(
     assert await cancel(records, job) is JobState.CANCELLED
     assert kinds_of(await journal_of(store, job)) == ["queued", "finished"]
     assert (await start(records, job)).status is StartStatus.DONE
+
+
+async def test_the_failure_of_a_job_that_waits_for_others_may_be_sent_twice(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    """Its sender, whose first answer was lost, still has to tell its client, and those that follow it."""
+    failure = Failure(code=FailureCode.PREDECESSOR_FAILED, message="another one has failed")
+    result = Result(job_id=job.id, state=JobState.FAILED, error=failure)
+    answers = [await records.cancel(job.id, result, tokens=0, only_unready=True) for _ in range(2)]
+    assert answers == [JobState.FAILED, JobState.FAILED]
+    assert kinds_of(await journal_of(store, job)) == ["queued", "finished"]
 
 
 async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(

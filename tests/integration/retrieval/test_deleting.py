@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import Any
@@ -15,6 +16,7 @@ from tests.integration.conftest import PATIENCE_S, StartWorker
 
 from inferfleet.producer import Fleet, Index
 from inferfleet.schemas.errors import UnknownIndexError
+from inferfleet.wire.redis.indexes import BegunDocument, IndexStore
 from inferfleet.wire.tasks import cancel_and_wait
 
 DOCUMENTS = [{"id": f"d{number}", "text": f"text {number}"} for number in range(200)]
@@ -55,6 +57,35 @@ async def test_an_index_that_is_created_while_it_is_deleted_stays(
     assert [hit.document for hit in await index.search("x", k=10)] == ["d0"]
     assert index.name in {record.name for record in await fleet.indexes()}
     assert len(await keys_of(index, store)) == len(["record", "documents", "vectors", "document"])
+
+
+async def test_a_document_that_is_added_while_it_is_removed_stays(
+    index: Index, pool: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start_worker()
+    await index.create(pool=pool)
+    await index.add(DOCUMENTS[:2])
+    dropped, added = asyncio.Event(), asyncio.Event()
+    drop = IndexStore.drop
+
+    async def slowly(store: IndexStore, document: BegunDocument, chunks: Iterable[str]) -> None:
+        await drop(store, document, chunks)
+        dropped.set()
+        await added.wait()
+
+    with monkeypatch.context() as slow:
+        slow.setattr(IndexStore, "drop", slowly)
+        removing = asyncio.create_task(index.remove("d0"))
+        await asyncio.wait_for(dropped.wait(), PATIENCE_S)
+    await index.add(DOCUMENTS[:1])
+    added.set()
+    assert await removing
+    assert {hit.document for hit in await index.search("x", k=10)} == {"d0", "d1"}
+    record = await index.get()
+    assert (record.documents, record.chunks) == (2, 2)
+    assert await index.remove("d0")
+    record = await index.get()
+    assert (record.documents, record.chunks) == (1, 1)
 
 
 async def test_what_an_interrupted_deletion_has_left_is_removed_by_the_next(

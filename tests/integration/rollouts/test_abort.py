@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -19,13 +20,16 @@ from tests.integration.conftest import (
 )
 from tests.integration.rollouts.conftest import SetWeight, some
 
-from inferfleet.producer import Fleet
+from inferfleet.producer import Fleet, rollouts
 from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.rollout import RolloutPhase
+from inferfleet.schemas.errors import RolloutError
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.rollouts import change_rollout
 
 
 async def test_those_that_were_submitted_to_the_pool_move_and_those_of_the_canary_itself_stay(
@@ -62,6 +66,31 @@ async def test_those_that_were_submitted_to_the_pool_move_and_those_of_the_canar
         return (await fleet.pool(canary)).ready == len(own)
 
     await eventually(own_are_left)
+
+
+async def test_two_rollouts_that_start_at_the_same_moment_make_no_chain(
+    fleet: Fleet, pool: str, canary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither sees the other before it has started. One of them, or both, are aborted then."""
+    both = asyncio.Barrier(2)
+
+    async def change_together(pipeline: CommandPipeline, rollout: Rollout, *, revision: int) -> bool:
+        if rollout.phase is RolloutPhase.RUNNING:
+            await asyncio.wait_for(both.wait(), PATIENCE_S)
+        return await change_rollout(pipeline, rollout, revision=revision)
+
+    monkeypatch.setattr(rollouts, "change_rollout", change_together)
+    starting = [
+        Rollouts(fleet).start(one, to=other, steps=[100], interval_s=60, allow_no_workers=True)
+        for one, other in ((pool, canary), (canary, pool))
+    ]
+    started = await asyncio.gather(*starting, return_exceptions=True)
+
+    refused = [error for error in started if isinstance(error, RolloutError)]
+    assert refused
+    assert all("can take part in only one" in str(error) for error in refused)
+    phases = [(await Rollouts(fleet).read(each)).rollout for each in (pool, canary)]
+    assert [one.phase for one in phases if one is not None].count(RolloutPhase.RUNNING) == 2 - len(refused)
 
 
 async def test_a_job_whose_mover_dies_before_the_ack_runs_once(

@@ -122,8 +122,9 @@ class Plan:
 
     @property
     def loses(self) -> bool:
-        """Whether a service loses anything."""
-        return any(event.kind in LOSING for event in self.events)
+        """Whether a service loses anything. RabbitMQ drops what comes from a delay queue to a full one."""
+        losing = LOSING | {Kind.FULL} if self.scenario == "later" else LOSING
+        return any(event.kind in losing for event in self.events)
 
     def without(self, event: Event) -> Plan:
         """The same without one event."""

@@ -74,6 +74,14 @@ class QueueReader:
             self._channel.number, acknowledgement(self._channel.number, message.tag, multiple=False)
         )
 
+    async def acked(self) -> None:
+        """Wait until RabbitMQ has got all acks so far.
+
+        Raises what aiormq raises if the connection breaks: messages that were acked may be in the queue then.
+        """
+        # It answers in order, and this changes nothing for messages that are taken one by one.
+        await self._channel.basic_qos(prefetch_count=0)
+
     async def purge(self) -> int:
         """Delete all messages that wait in the queue, and return how many these were."""
         purged: Any = await self._queue.purge()

@@ -13,6 +13,7 @@ _DELETE = SCRIPTS["index_delete"]
 _BEGIN = SCRIPTS["index_begin"]
 _STORE = SCRIPTS["index_store"]
 _DROP = SCRIPTS["index_drop"]
+_REMOVE = SCRIPTS["index_remove"]
 
 
 def index_create(index_key: str, /, *, generation: str, created_ms: int, options: str) -> Command:
@@ -73,3 +74,8 @@ def index_store(
 def index_drop(vectors_key: str, document_key: str, /, *, version: str, digest: str, chunk: str) -> Command:
     """Remove a chunk of a document."""
     return ("EVALSHA", _DROP.sha, 2, vectors_key, document_key, version, digest, chunk)
+
+
+def index_remove(documents_key: str, document_key: str, /, *, version: str, digest: str) -> Command:
+    """Remove a document without chunks."""
+    return ("EVALSHA", _REMOVE.sha, 2, documents_key, document_key, version, digest)

@@ -232,9 +232,19 @@ class IndexStore:
         # Whoever stores chunks of it meanwhile is refused.
         begun = await self.begin(Document(id=document_id, text="-"), generation=generation)
         await self.drop(begun, begun.stored)
-        await self._execute("DEL", key)
-        await self._execute("ZREM", index_documents_key(self._key, generation), begun.digest)
+        await self.forget(begun)
         return True
+
+    async def forget(self, document: BegunDocument) -> None:
+        """Remove a document without chunks, unless another version of it has begun."""
+        await self._execute(
+            *index_scripts.index_remove(
+                index_documents_key(self._key, document.generation),
+                index_document_key(self._key, document.generation, document.digest),
+                version=document.version,
+                digest=document.digest,
+            )
+        )
 
     async def delete(self, generation: str | None) -> bool:
         """Delete this generation of the index, and what is left of earlier ones. Return whether any was."""

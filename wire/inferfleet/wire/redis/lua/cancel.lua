@@ -28,7 +28,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 if state == 'running' then
   waits = tonumber(r[5] or 0) + tonumber(r[6] or 0) < now
 end
-if mode == 'fail' and (state ~= 'queued' or attempt > 0 or r[10]) then
+if mode == 'fail' and (state == 'running' or state == 'queued' and (attempt > 0 or r[10])) then
   return {'changed', attempt, reply_to, pool, priority}
 end
 local kept = said == '1' or mode == 'interrupt' and tonumber(r[4]) > 0

@@ -68,4 +68,6 @@ local calls = r[3] or ''
 if not string.find(calls, call .. ' ', 1, true) then
   redis.call('HSET', job_key, 'calls', calls .. call .. ' ')
 end
-return {r[1], attempt, 0, stalled, r[8] or pool, 0, r[9] or '', follows, r[11] or priority}
+-- Sent twice, it finds itself.
+local made = attempt == 0 and calls == call .. ' ' and 1 or 0
+return {r[1], attempt, 0, stalled, r[8] or pool, made, r[9] or '', follows, r[11] or priority}

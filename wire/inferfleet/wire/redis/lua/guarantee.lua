@@ -10,19 +10,18 @@ local ttl_s = ARGV[5]
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local r = redis.call('HMGET', guarantee_key, 'used_until', caller)
+local r = redis.call('HMGET', guarantee_key, 'used_until', caller, 'at')
 local last, answer = string.match(r[2] or '', '^(%d+) (%d)$')
 if last == number then
   return tonumber(answer)
 end
-local used_until = math.max(tonumber(r[1] or now), now)
+-- What was used by a clock that was set back since is moved with it.
+local used_until = math.max(tonumber(r[1] or now) - math.max(tonumber(r[3] or now) - now, 0), now)
 local fits = used_until - now < tonumber(burst_ms) and 1 or 0
 if last and tonumber(number) < tonumber(last) then
   return fits
 end
-if fits == 1 then
-  redis.call('HSET', guarantee_key, 'used_until', string.format('%.3f', used_until + tonumber(cost_ms)))
-end
-redis.call('HSET', guarantee_key, caller, number .. ' ' .. fits)
+redis.call('HSET', guarantee_key, 'used_until', string.format('%.3f', used_until + fits * cost_ms), 'at', now,
+  caller, number .. ' ' .. fits)
 redis.call('EXPIRE', guarantee_key, ttl_s)
 return fits

@@ -21,7 +21,12 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local function read(stored)
   local work, jobs, preferred, its_weight, at = string.match(stored, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
   local left = 0.5 ^ (math.max(now - tonumber(at), 0) / tonumber(half_life_ms))
-  return {work = work * left, jobs = jobs * left, preferred = preferred * left, weight = tonumber(its_weight)}
+  return {work = work * left, jobs = jobs * left, preferred = preferred * left, weight = tonumber(its_weight), at = tonumber(at)}
+end
+
+local function write(name, share)
+  redis.call('HSET', shares_key, name,
+    string.format('%.3f %.6f %d %.3f %d', share.work, share.jobs, share.preferred, share.weight, now))
 end
 
 local function service(share, of_all)
@@ -36,7 +41,7 @@ mine.weight = tonumber(weight) or mine.weight
 -- The field without a name has what was last computed of all.
 local known = redis.call('HGET', shares_key, '') or '0 0 0 0'
 local mean, of_all, tenants, at = string.match(known, '^(%S+) (%S+) (%S+) (%S+)$')
-if tonumber(tenants) <= tonumber(many) or now - tonumber(at) >= tonumber(mean_ms) then
+if tonumber(tenants) <= tonumber(many) or math.abs(now - tonumber(at)) >= tonumber(mean_ms) then
   local shares, all_work, all_jobs = {mine}, mine.work, mine.jobs
   local stored = redis.call('HGETALL', shares_key)
   for i = 1, #stored, 2 do
@@ -45,6 +50,10 @@ if tonumber(tenants) <= tonumber(many) or now - tonumber(at) >= tonumber(mean_ms
       if share.jobs + share.preferred < 0.01 then
         redis.call('HDEL', shares_key, stored[i])
       else
+        if share.at > now then
+          -- Of a clock that was set back since: it would not decay until then.
+          write(stored[i], share)
+        end
         table.insert(shares, share)
         all_work, all_jobs = all_work + share.work, all_jobs + share.jobs
       end
@@ -72,7 +81,7 @@ if service(mine, tonumber(of_all)) <= tonumber(mean) * 1.000001
   redis.call('ZADD', preferred_key, now, job)
   redis.call('EXPIRE', preferred_key, ttl_s)
 end
-redis.call('HSET', shares_key, tenant,
-  string.format('%.3f %.6f %d %.3f %d', mine.work, mine.jobs, mine.preferred + prefers, mine.weight, now))
+mine.preferred = mine.preferred + prefers
+write(tenant, mine)
 redis.call('EXPIRE', shares_key, ttl_s)
 return prefers

@@ -96,7 +96,7 @@ if not state then
 elseif state == 'running' then
   if begun then
     return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity,
-      redis.call('EXISTS', request_key), ''}
+      redis.call('EXISTS', request_key), attempt == 1 and r[15] or ''}
   end
   if late or (r[5] ~= worker and lease > now) then
     return refused('busy', math.max(0, lease - now))
