@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import JobFilter
@@ -11,6 +11,10 @@ from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.result import JobRecord
 from inferfleet.schemas.rollout import Rollout
+
+AT_MOST: Final = 1000
+"""How many waiting jobs of the canary pool are looked at, the most urgent first: many may wait for
+something else, or be its own."""
 
 
 async def any_waits(fleet: Fleet, rollout: Rollout) -> bool:
@@ -24,7 +28,7 @@ async def any_waits(fleet: Fleet, rollout: Rollout) -> bool:
 
     """
     where = JobFilter(pool=rollout.to, state=JobState.QUEUED, until=rollout.stalled_since)
-    async for record in fleet.list_jobs(where):
+    for record in (await fleet.jobs_page(where, limit=AT_MOST)).jobs:
         if record.submitted_to == rollout.pool and await _waits(fleet, record):
             return True
     return False
