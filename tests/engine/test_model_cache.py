@@ -54,9 +54,10 @@ async def test_a_worker_loads_the_pinned_revision_and_its_identity_names_it(
         async with WorkerProcesses() as workers, Fleet.connect(ProducerSettings(**urls)) as fleet:
             worker = workers.start(settings)
             await wait_until_ready([worker], timeout_s=PATIENCE_S)
-            (heartbeat,) = await fleet.workers()
-            # It is written after the heartbeat that says so.
+            # Its heartbeat and its log say so a moment later.
             async with asyncio.timeout(PATIENCE_S):
+                while not (heartbeat := (await fleet.workers())[0]).model_weights:
+                    await asyncio.sleep(0.05)
                 while not (ready := [line for line in logged(worker.log) if line["message"] == "ready"]):
                     await asyncio.sleep(0.05)
     assert heartbeat.model_weights == find_snapshot("acme/tiny", "v1", home).weights() == PINNED

@@ -24,8 +24,8 @@ PATIENCE_S = 300.0
 SEEN_BEFORE_THE_DEATH = 60
 
 # Seconds of generating: on a busy machine the death comes long after the tokens that call for it.
-TOKENS = 1500
-MAX_MODEL_LEN = 2048
+TOKENS = 4000
+MAX_MODEL_LEN = 5120
 ARGUMENTS = ON_CPU | {"max_model_len": MAX_MODEL_LEN}
 
 
