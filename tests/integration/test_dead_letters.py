@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.integration.conftest import (
@@ -215,22 +217,28 @@ async def test_a_service_that_fails_leaves_the_letters_behind_untried(
         await letters.replay(pool, everything=True)
 
 
+@contextmanager
+def acks_that_break(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Break the connection before each ack is sent."""
+    ack = QueueReader.ack
+
+    def broken(queue: QueueReader, message: ReadMessage) -> None:
+        queue._stream.abort()  # pyright: ignore[reportPrivateUsage]
+        ack(queue, message)
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(QueueReader, "ack", broken)
+        yield
+
+
 async def test_letters_are_not_said_to_be_deleted_if_the_connection_breaks(
     fleet: Fleet, foreign: ForeignClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fleet.declare_pool(pool)
     job = Job(pool=pool, body=chat())
     await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
-    ack = QueueReader.ack
-
-    def too_late(queue: QueueReader, message: ReadMessage) -> None:
-        queue._stream.abort()  # pyright: ignore[reportPrivateUsage]
-        ack(queue, message)
-
-    with monkeypatch.context() as breaking:
-        breaking.setattr(QueueReader, "ack", too_late)
-        with pytest.raises(ServiceUnreachableError):
-            await fleet.dead_letters.purge(pool, ids=[job.id])
+    with acks_that_break(monkeypatch), pytest.raises(ServiceUnreachableError):
+        await fleet.dead_letters.purge(pool, ids=[job.id])
     assert [letter.message_id for letter in await fleet.dead_letters.read(pool)] == [job.id]
 
 
@@ -241,16 +249,9 @@ async def test_a_replay_whose_connection_breaks_says_what_it_has_submitted(
     jobs = [Job(pool=pool, body=chat(str(number))) for number in range(3)]
     for job in jobs:
         await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
-    ack = QueueReader.ack
-
-    def breaks(queue: QueueReader, message: ReadMessage) -> None:
-        queue._stream.abort()  # pyright: ignore[reportPrivateUsage]
-        ack(queue, message)
-
-    with monkeypatch.context() as breaking:
-        breaking.setattr(QueueReader, "ack", breaks)
-        with pytest.raises(PartialReplayError, match="1 of the dead letters were submitted again") as partial:
-            await fleet.dead_letters.replay(pool, everything=True)
+    told = "1 of the dead letters were submitted again"
+    with acks_that_break(monkeypatch), pytest.raises(PartialReplayError, match=told) as partial:
+        await fleet.dead_letters.replay(pool, everything=True)
     assert isinstance(partial.value.stopped, ServiceUnreachableError)
     (again,) = partial.value.jobs
     # Its letter is still there, and means the same job.

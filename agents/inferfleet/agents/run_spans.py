@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from opentelemetry.trace import SpanContext, Status, StatusCode
+from opentelemetry.trace import Status, StatusCode
 
 from inferfleet.schemas import span_names as names
 from inferfleet.schemas.names import run_queue
 from inferfleet.schemas.run import RunFailureCode, RunOrder, RunResult
 from inferfleet.schemas.trace import is_sampled, span_of_run, trace_of_attempts
-from inferfleet.wire.span_export import SAMPLED, SpanExport, same_trace, span_of_headers
+from inferfleet.wire.span_export import SpanExport, below, span_of_headers
 
 _MS: Final = 1_000_000
 """So many nanoseconds are a millisecond."""
@@ -46,14 +46,8 @@ class RunSpans:
         """Make the span of a run that has ended at this time, in Redis' time."""
         if not self._samples(order):
             return
-        parent, span = span_of_headers(_headers(order)), int(span_of_run(order.id), 16)
-        context = (
-            SpanContext(
-                int(trace_of_attempts(order.id, None), 16), span, is_remote=False, trace_flags=SAMPLED
-            )
-            if parent is None
-            else same_trace(parent, span)
-        )
+        parent = span_of_headers(_headers(order))
+        context = below(parent, int(span_of_run(order.id), 16), trace=trace_of_attempts(order.id, None))
         attributes, status = _attributes(order, result), Status()
         if result.error is not None and result.error.code is not RunFailureCode.CANCELLED:
             attributes[names.ERROR_TYPE] = result.error.code

@@ -71,6 +71,13 @@ def span_of_headers(headers: Mapping[str, str]) -> SpanContext | None:
     return get_current_span(TraceContextTextMapPropagator().extract(headers)).get_span_context()
 
 
+def below(parent: SpanContext | None, span_id: int, *, trace: str) -> SpanContext:
+    """Return the context of a span with this parent; without one, it begins the trace with this id."""
+    if parent is not None:
+        return same_trace(parent, span_id)
+    return SpanContext(int(trace, 16), span_id, is_remote=False, trace_flags=SAMPLED)
+
+
 def same_trace(span: SpanContext, span_id: int) -> SpanContext:
     """Return the context of a span that is in the trace of another one."""
     return SpanContext(

@@ -29,7 +29,7 @@ from inferfleet.schemas import span_names as names
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.trace import span_of_attempt, trace_of_attempts
-from inferfleet.wire.span_export import SAMPLED, SpanExport, same_trace, span_of_headers
+from inferfleet.wire.span_export import SAMPLED, SpanExport, below, same_trace, span_of_headers
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.past_attempts import Past, PastAttempt
 
@@ -236,11 +236,7 @@ class SpanMaker:
         self._export.export(name, context, attempt, started=began, ended=ended, attributes={})
 
     def _context(self, job: Job, parent: SpanContext | None, span: int) -> SpanContext:
-        if parent is not None:
-            return same_trace(parent, span)
-        return SpanContext(
-            int(trace_of_attempts(job.id, None), 16), span, is_remote=False, trace_flags=SAMPLED
-        )
+        return below(parent, span, trace=trace_of_attempts(job.id, None))
 
 
 def _result_attributes(ended: EndedAttempt) -> dict[str, Any]:

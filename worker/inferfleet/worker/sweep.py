@@ -238,18 +238,20 @@ class Sweep:
         marks = await self._lost_messages.marks(job.id for job in jobs)
         over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
         await self._lost_messages.forget(priority, over)
-        still = [(job, its) for job, its in zip(jobs, marks, strict=True) if not its.over]
         pool = self._settings.pool
-        elsewhere = [job for job, its in still if its.elsewhere(pool=pool, priority=priority)]
+        here: list[tuple[OpenJob, Marks]] = []
+        elsewhere: list[OpenJob] = []
+        for job, its in zip(jobs, marks, strict=True):
+            if its.over:
+                continue
+            if its.elsewhere(pool=pool, priority=priority):
+                elsewhere.append(job)
+            else:
+                here.append((job, its))
         await self._lost_messages.displace(priority, elsewhere)
         for job in over:
-            self._open_jobs.remember(job.id, pool=self._settings.pool, priority=priority)
-        lost = [
-            (job, its)
-            for job, its in still
-            if not its.elsewhere(pool=pool, priority=priority)
-            and max(job.held_ms, its.had_until_ms) < front.delivered_ms
-        ]
+            self._open_jobs.remember(job.id, pool=pool, priority=priority)
+        lost = [(job, its) for job, its in here if max(job.held_ms, its.had_until_ms) < front.delivered_ms]
         published = 0
         for first in range(0, len(lost), AT_ONCE):
             done = await asyncio.gather(

@@ -277,8 +277,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "swept_only_if_waiting": _python(
         "inferfleet.worker.sweep:Sweep._look_at",
-        "and max(job.held_ms",
-        "and its.attempt == '0' and max(job.held_ms",
+        "if max(job.held_ms",
+        "if its.attempt == '0' and max(job.held_ms",
         "plain",
         100,
         "delete",

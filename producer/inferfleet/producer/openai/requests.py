@@ -177,12 +177,14 @@ def read_model(model: type[Model], body: Mapping[str, Any]) -> Model:
         raise bad_request(problem, param=problem.partition(":")[0]) from None
 
 
-def unknown_member(name: str, members: Iterable[str]) -> RefusedError:
-    """Make the error for a member that a request does not have."""
+def unknown_member(
+    name: str, members: Iterable[str], *, place: str = "", do: str = "leave it out"
+) -> RefusedError:
+    """Make the error for a member that a request does not have at ``place``; it says what to ``do``."""
     quoted = name[:MAX_QUOTED_CHARS]
     return bad_request(
-        f"{quoted}: is not a member of this request{did_you_mean(quoted, members)}; leave it out",
-        param=quoted,
+        f"{place}{quoted}: is not a member of this request{did_you_mean(quoted, members)}; {do}",
+        param=f"{place}{quoted}",
     )
 
 
@@ -196,7 +198,7 @@ def refuse_later(given: Mapping[str, Any], place: str = "") -> None:
     for name in LATER:
         if name in given:
             raise bad_request(
-                f"{place}{name}: this request starts at once; what starts later is a job of POST /v1/jobs",
+                f"{place}{name}: this request starts at once; to start a job later, use POST /v1/jobs",
                 param=f"{place}{name}",
             )
 
@@ -211,12 +213,7 @@ def check_members(given: Mapping[str, Any], members: Iterable[str], place: str =
     members = tuple(members)
     for name in given:
         if name not in members:
-            quoted = name[:MAX_QUOTED_CHARS]
-            raise bad_request(
-                f"{place}{quoted}: is not a member of this request{did_you_mean(quoted, members)}; there are "
-                f"{', '.join(members)}",
-                param=f"{place}{quoted}",
-            )
+            raise unknown_member(name, members, place=place, do=f"there are {', '.join(members)}")
 
 
 def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:

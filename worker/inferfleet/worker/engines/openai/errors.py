@@ -91,7 +91,7 @@ def refusal(problem: str) -> GenerationError:
 
 def fewer(host: str, found: str, body: Mapping[str, Any]) -> GenerationError:
     """Make the error of an answer that is complete, but has fewer parts than the request asks for."""
-    ignored = "'n'" if (body.get("n") or 1) > 1 else "all prompts or inputs but some"
+    ignored = "'n'" if (body.get("n") or 1) > 1 else "some prompts or inputs"
     return refusal(
         f"{host} answers with {found}, so it ignores {ignored}: submit a job for each, or use a server that "
         "answers them together"
