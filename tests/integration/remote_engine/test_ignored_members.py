@@ -52,8 +52,12 @@ def vectors(*found: Any) -> Answer:
         (Endpoint.CHAT, CHAT | {"n": 2}, "1 of 2 choices, so it ignores 'n'"),
         (Endpoint.CHAT, CHAT | {"n": 2, "prompt_logprobs": 1}, "1 of 2 choices, so it ignores 'n'"),
         (Endpoint.COMPLETIONS, {"prompt": "one", "n": 2}, "1 of 2 choices, so it ignores 'n'"),
-        (Endpoint.COMPLETIONS, {"prompt": ["one", "two"]}, "1 of 2 choices, so it ignores all prompts"),
-        (Endpoint.EMBEDDINGS, {"input": ["one", "two"]}, "1 of 2 data, so it ignores all prompts or inputs"),
+        (
+            Endpoint.COMPLETIONS,
+            {"prompt": ["one", "two"]},
+            "1 of 2 choices, so it ignores some prompts or inputs",
+        ),
+        (Endpoint.EMBEDDINGS, {"input": ["one", "two"]}, "1 of 2 data, so it ignores some prompts or inputs"),
     ],
     ids=["choices", "choices in one piece", "choices of a completion", "prompts", "inputs"],
 )
