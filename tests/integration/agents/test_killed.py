@@ -203,7 +203,7 @@ async def test_killed_anywhere_each_run_ends_as_if_nothing_had_happened(
     assert not made
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_killed_anywhere_children_and_approvals_end_as_if_nothing_had_happened(
     runs: AgentRuns,
     processes: dict[str, Start],
