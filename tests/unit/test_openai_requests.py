@@ -84,7 +84,7 @@ def test_a_misspelt_option_is_refused_with_what_may_be_meant() -> None:
 @pytest.mark.parametrize("place", ["", "inferfleet."])
 def test_a_request_that_waits_for_its_answer_does_not_start_later(place: str, name: str) -> None:
     asked = {"inferfleet": {name: 1}} if place else {name: 1}
-    with pytest.raises(RefusedError, match=r"a job of POST /v1/jobs") as refused:
+    with pytest.raises(RefusedError, match=r"to start a job later, use POST /v1/jobs") as refused:
         read(asked)
     assert refused.value.refusal.param == f"{place}{name}"
 
