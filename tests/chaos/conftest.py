@@ -15,7 +15,9 @@ from inferfleet.local import worker_processes
 from inferfleet.local.chaos import harness as harnesses
 from inferfleet.local.chaos.harness import Harness
 from inferfleet.local.services import Services
+from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.redis_cluster import RedisCluster
+from inferfleet.local.services.redis_process import RedisProcess
 from inferfleet.local.services.redis_sentinels import RedisSentinels
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JournalEntry, Result
@@ -50,6 +52,9 @@ async def harness(
         monkeypatch.setattr(harnesses, "_patient_client", plain_redis)
         named_servers = services.store.named_servers
     async with Harness.around(services, log_folder=tmp_path, named_servers=named_servers) as harness:
+        if isinstance(services.store, RedisProcess):
+            # With everysec, a kill while the disk is slow may lose up to 2 s of what Redis has answered.
+            await harness.redis.config_set("appendfsync", Fsync.ALWAYS)
         yield harness
 
 
