@@ -10,21 +10,27 @@ import pytest
 from tests.engine.conftest import ON_CPU
 from tests.engine.vllm_server import RunningServer, running_server
 
+from inferfleet.local.tiny_model import build_tiny_model
 from inferfleet.testing.engine_suite import EngineSuite
 from inferfleet.worker import Engine
 from inferfleet.worker.engines.openai.engine import OpenaiEngine
+
+MAX_MODEL_LEN = 3072
 
 
 class OnServer(EngineSuite):
     arguments: ClassVar[Mapping[str, Any]] = {}
     server: ClassVar[RunningServer]
-    long_tokens = 900
+    # On two cores, the server and its engine core can keep the test that reads them waiting for seconds.
+    long_tokens = 2000
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def with_a_server(cls, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        log = tmp_path_factory.mktemp("vllm-server") / "log"
-        running = running_server(tiny_model, {**ON_CPU, **cls.arguments}, log=log)
+    def with_a_server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        folder = tmp_path_factory.mktemp("vllm-server")
+        model = build_tiny_model(folder / "model", max_model_len=MAX_MODEL_LEN)
+        arguments = {**ON_CPU, "max_model_len": MAX_MODEL_LEN, **cls.arguments}
+        running = running_server(str(model), arguments, log=folder / "log")
         with asyncio.Runner() as runner:
             cls.server = runner.run(running.__aenter__())
             yield
