@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from tests.integration.conftest import PATIENCE_S, StartWorker, slow_chat, until_tokens
 
 from inferfleet.local.services import Services
+from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT, Started, StartStatus
 from inferfleet.wire.redis.connection import command_pipeline, open_redis
 from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.tasks import TaskGroup
 
 pytestmark = pytest.mark.matrix
 
@@ -115,3 +119,21 @@ async def test_even_with_progress_a_job_may_not_kill_for_ever(records: JobRecord
         deaths += 1
     assert started.status is StartStatus.EXHAUSTED
     assert deaths == DEATHS_PER_ATTEMPT
+
+
+async def test_a_suspect_that_waits_for_another_one_moves_to_a_worker_without(
+    records: JobRecords, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    endless = slow_chat(tokens=10_000, step_s=0.05)
+    suspects = [await fleet.submit(endless, pool=pool, max_attempts=5) for _ in range(3)]
+    for job in suspects:
+        for _ in range(2):
+            await start_after_a_death(records, job)
+    async with asyncio.timeout(PATIENCE_S), TaskGroup() as group:
+        begun = [group.create_task(until_tokens(fleet, job)) for job in suspects]
+        # The first worker takes the messages of all of them, and may run one.
+        await start_worker(lease_s=1)
+        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(2):
+            await start_worker(lease_s=1)
+    assert [(await fleet.get(job)).state for job in suspects] == [JobState.RUNNING] * 3

@@ -95,8 +95,9 @@ class Claims:
             )
             self._engine.unpin(run)
             self._slots.leave(run)
-            await self._suspects.acquire()
-            run.runs_alone = True
+            if not await self._take_suspects_place(run):
+                # A worker that runs no suspect may take it, if there is one.
+                return Defer(0.0)
             if not await self._slots.take(run):
                 return self._refused_slot()
             started = await self._start(run, generation)
@@ -123,6 +124,16 @@ class Claims:
         if run.runs_alone:
             run.runs_alone = False
             self._suspects.release()
+
+    async def _take_suspects_place(self, run: JobRun) -> bool:
+        """Wait until no other suspect runs here, but no longer than a lease."""
+        try:
+            async with asyncio.timeout(self._settings.lease_s):
+                await self._suspects.acquire()
+        except TimeoutError:
+            return False
+        run.runs_alone = True
+        return True
 
     def _refused_slot(self) -> Defer:
         """Give the message back: at once after a pause, even if it has ended; a drain does it by itself."""
