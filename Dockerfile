@@ -30,7 +30,7 @@ WORKDIR /build
 # The second is a pattern so that it may be missing.
 COPY pyproject.toml ca-bundle.cr[t] ./
 COPY deploy/docker/install-dependencies ./
-RUN ./install-dependencies '.[gateway,s3]'
+RUN ./install-dependencies '.[gateway,otel,s3]'
 
 FROM ${PRODUCER_BASE} AS producer-code
 COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet \
@@ -65,7 +65,7 @@ USER root
 WORKDIR /build
 COPY pyproject.toml ca-bundle.cr[t] ./
 COPY deploy/docker/install-dependencies ./
-RUN ./install-dependencies '.[worker]'
+RUN ./install-dependencies '.[gpu,otel,worker]'
 
 FROM ${BASE} AS no-weights
 USER root

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.conftest import eventually
+from tests.integration.tracing.collector import collecting
 from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
@@ -148,6 +150,11 @@ def test_an_image_runs_as_an_ordinary_user(target: str, request: pytest.FixtureR
     assert docker("image", "inspect", "--format={{.Config.User}}", image).stdout == f"{USER_ID}\n"
 
 
+def test_the_producer_image_has_what_a_gateway_that_traces_needs(producer: str) -> None:
+    needed = "import inferfleet.wire.span_export, opentelemetry.instrumentation.asgi"
+    docker("run", "--rm", "--entrypoint=python3", producer, "-c", needed)
+
+
 def test_a_worker_uses_the_packages_of_its_base(worker: str) -> None:
     docker("run", "--rm", "--entrypoint=python3", worker, "-c", "import vllm, inferfleet.worker.worker")
 
@@ -194,10 +201,13 @@ async def test_a_worker_container_answers_a_job_and_ends_well_on_docker_stop(
     start_worker: Callable[..., str], fleet: Fleet
 ) -> None:
     pool = f"images-{uuid.uuid4().hex[:8]}"
-    container = start_worker(pool)
-    await fleet.declare_pool(pool)
-    result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=PATIENCE_S)
-    assert result.raise_for_state().text
+    async with collecting() as collector:
+        container = start_worker(pool, INFERFLEET_TRACING="true", **collector.environment)
+        await fleet.declare_pool(pool)
+        job = await fleet.submit("Hello?", pool=pool)
+        result = await fleet.wait(job, timeout_s=PATIENCE_S)
+        assert result.raise_for_state().text
+        await collector.attempts(job.id, 1)
     docker("stop", container)
     log = docker("logs", container).stderr
     assert docker("wait", container).stdout == "0\n", log
