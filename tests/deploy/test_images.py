@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.conftest import eventually
 from tests.integration.tracing.collector import collecting
 from tests.patience import PATIENCE_S
 

@@ -370,7 +370,7 @@ class _Run:
 
         A job whose unread result Redis lost will not be heard of again.
         """
-        self._say("no more faults; waiting for every job to end")
+        self._say("no more faults")
 
         async def ended() -> bool:
             for producer in producers:
@@ -398,6 +398,7 @@ class _Run:
             (settled, "all messages are settled"),
             (swept, "no job is open any more"),
         ):
+            self._say(f"waiting until {what}")
             try:
                 await self._harness.until(condition, what=what, patience_s=SETTLE_S)
             except TimeoutError as error:
