@@ -62,7 +62,9 @@ local function refused(verdict, rest_ms)
 end
 local early_ms = not_before_ms == '0' and 0 or (tonumber(r[17] or not_before_ms) or 0) - now
 local function early()
-  remember(fence)
+  if not late then
+    remember(fence)
+  end
   return {'early', early_ms, 0, '', charged, reply_to, '', redis.call('EXISTS', request_key), ''}
 end
 local restart = ''
@@ -98,8 +100,8 @@ elseif state == 'running' then
     return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity,
       redis.call('EXISTS', request_key), attempt == 1 and r[15] or ''}
   end
-  if late or (r[5] ~= worker and lease > now) then
-    return refused('busy', math.max(0, lease - now))
+  if lease > now and (late or r[5] ~= worker) then
+    return refused('busy', lease - now)
   end
   -- Its worker is gone without a word. What it added counts for it only if it is kept.
   deaths = deaths + 1
@@ -108,7 +110,7 @@ elseif state == 'running' then
   end
 elseif state ~= 'queued' then
   return {'done', attempt, 0, '', charged, reply_to, ''}
-elseif begun or late then
+elseif begun then
   return {'busy', 0, 0, '', charged, reply_to, ''}
 elseif lease > now and not r[7] then
   return refused('busy', lease - now)
@@ -125,6 +127,9 @@ elseif charged >= tonumber(max_attempts) or deaths >= tonumber(max_deaths) then
   verdict = 'exhausted'
 elseif charged >= tonumber(suspect_after) and alone == '0' then
   return refused('suspect', attempt)
+end
+if late then
+  return refused('busy', math.max(0, lease - now))
 end
 
 attempt = attempt + 1
