@@ -267,9 +267,7 @@ async def test_a_slow_caller_that_was_refused_takes_nothing_from_a_later_submiss
 
         # When another one completes that for it, and submits the job, before its commands arrive
         await fleet.submit(job)
-        late = job_scripts.unfollow(
-            job_key(first.id), follower=job.id, tenant=job.tenant, known_call=known
-        )
+        late = job_scripts.unfollow(job_key(first.id), follower=job.id, tenant=job.tenant, known_call=known)
         assert await pipeline.execute(*late) == b"followed"
         await followers.unfollow(job)
         await records.open_jobs.withdraw(job, entered_ms)

@@ -132,7 +132,9 @@ class Followers:
                 raise InvalidJobError(f"after: {MAX_FOLLOWERS} jobs follow job {other}, which is the limit")
 
     async def unfollow(self, job: Job) -> None:
-        """Forget at those jobs a closed job that its client takes back, unless it was submitted again. Idempotent.
+        """Forget at those jobs a closed job that its client takes back, unless it is submitted again.
+
+        Idempotent.
 
         Raises:
             ServiceUnreachableError, ServiceRefusedError: Redis does not answer.

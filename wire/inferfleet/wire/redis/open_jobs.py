@@ -98,7 +98,7 @@ class OpenJobs:
         return None if score is None else int(score)
 
     async def withdraw(self, job: Job, entered_ms: int) -> None:
-        """Remove a job that its client takes back, unless it has entered again since ``entered_ms`` was read."""
+        """Remove a job that its client takes back, unless it has entered again since ``entered_ms``."""
         self._lately.pop((job.id, job.pool, job.priority), None)
         key = open_key(job.pool, job.priority)
         await self._pipeline.execute(*pool_scripts.forget_open(key, job.id, entered_ms))
