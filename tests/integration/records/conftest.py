@@ -117,11 +117,23 @@ async def finish(records: JobRecords, job: Job, fence: Fence, offset: int = 0, *
 
 
 async def release(
-    records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int, refund: bool = False
+    records: JobRecords,
+    job: Job,
+    fence: Fence,
+    offset: int = 0,
+    *tokens: int,
+    refund: bool = False,
+    pause_s: float = 0.0,
 ) -> WriteStatus:
     pending = PendingTokens(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
     entry = QueuedEntry(at=datetime.now(UTC), attempt=fence.attempt, reason="handed_over")
-    arguments: dict[str, Any] = {"fence": fence, "pending": pending, "entry": entry, "refund": refund}
+    arguments: dict[str, Any] = {
+        "fence": fence,
+        "pending": pending,
+        "entry": entry,
+        "refund": refund,
+        "pause_s": pause_s,
+    }
     written = await records.release(job.id, **arguments)
     assert await records.release(job.id, **arguments) is written
     return written

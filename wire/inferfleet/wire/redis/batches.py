@@ -47,7 +47,8 @@ class BatchRecords:
     async def create(self, order: BatchOrder, *, ttl_s: int) -> None:
         """Record a batch that has a place, for the gateways to work on.
 
-        It is kept for ``ttl_s`` after its deadline. If this is interrupted, the batch may or may not exist; if it runs, it is listed.
+        It is kept for ``ttl_s`` after its deadline. If this is interrupted, the batch may or may not exist;
+        if it runs, it is listed.
         """
         key = batch_key(order.id)
         kept_s = (order.deadline_ms - order.created_ms) // 1000 + ttl_s
