@@ -335,6 +335,9 @@ async def test_what_cannot_start_later_is_refused(fleet: Fleet, store: aioredis.
         ({"not_before": soon, "expires_at": soon}, "is not after not_before"),
         ({"not_before": soon, "session_id": "s"}, "not_before: a turn of a session starts when"),
         ({"not_before": soon.replace(tzinfo=None)}, "not_before: "),
+        ({"not_before": 60}, "not_before: must be a time with its time zone, such as"),
+        ({"expires_at": "60"}, "expires_at: must be a time with its time zone, such as"),
+        ({"after": "x"}, "after: must be a list, not a string"),
     ]
     for options, why in refused:
         with pytest.raises(InvalidJobError) as it:

@@ -56,6 +56,21 @@ SWEEP_S = 0.4
 """The interval of sweeps: what is lost for longer was found several times over."""
 
 
+async def test_a_worker_says_that_a_sweep_takes_too_long(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def endless(self: sweep.Sweep, turn: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(sweep.Sweep, "_sweep_all", endless)
+    await start_worker(sweep_interval_s=SWEEP_S)
+
+    async def is_said() -> bool:
+        return "a sweep takes more than 0.1 s, a quarter of INFERFLEET_SWEEP_INTERVAL_S" in caplog.text
+
+    await eventually(is_said)
+
+
 async def open_in(store: aioredis.Redis, pool: str, priority: int = 4) -> set[str]:
     entries: list[Any] = await store.zrange(open_key(pool, priority), 0, -1)
     return {job_id.decode() for job_id in entries}

@@ -35,9 +35,10 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
 )
 from inferfleet.schemas.job import DEFAULT_TENANT
-from inferfleet.schemas.names import idempotency_key, job_key, session_key
+from inferfleet.schemas.names import idempotency_key, job_key, job_queue, open_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import idempotency
+from inferfleet.wire.redis import idempotency, job_scripts
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes, Withdrawn
@@ -226,6 +227,58 @@ async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record
     job = await fleet.submit(chat(), pool=pool, idempotency_key=pool)
     assert (await fleet.submit(chat(), pool=pool, idempotency_key=pool)).id == job.id
     assert await recorded(store, pool) == [job.id]
+
+
+async def test_a_job_that_is_submitted_again_after_a_refusal_stays_in_the_index(
+    connect: Connect, foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """Else no sweep would find it, should its message be lost."""
+    async with connect(queue_max_length=1) as fleet:
+        small = f"{pool}-small"
+        await fleet.declare_pool(small)
+        await fleet.submit("fills the queue", pool=small)
+        job = Job(pool=small, body=chat(), idempotency_key=pool)
+        with pytest.raises(QueueFullError):
+            await fleet.submit(job)
+        assert await store.zscore(open_key(small, job.priority), job.id) is None
+        await foreign.channel.queue_purge(job_queue(small))
+        await fleet.submit(job)
+
+    # The client has done by now all that it does later.
+    assert await store.zscore(open_key(small, job.priority), job.id) is not None
+    await foreign.channel.queue_delete(job_queue(small))
+
+
+async def test_a_slow_caller_that_was_refused_takes_nothing_from_a_later_submission_of_the_same_job(
+    connect: Connect, records: JobRecords, pipeline: CommandPipeline, store: aioredis.Redis, pool: str
+) -> None:
+    async with connect() as fleet:
+        await fleet.declare_pool(pool)
+        first = await fleet.submit("one", pool=pool)
+        job = Job(pool=pool, body=chat("{{jobs.0.text}}"), after=(first.id,))
+        # Given a caller that is about to take its job back
+        followers = Followers(pipeline, records, queued_ttl_s=600, publish=_never)
+        await records.create(job, reply_to="", call=DEAD_CALL)
+        await followers.follow(job)
+        assert await records.close(job.id, call=DEAD_CALL) is Closed.CLOSED
+        known: Any = await store.hget(job_key(first.id), "followed_by")
+        entered_ms = await records.open_jobs.entered_ms(job)
+        assert entered_ms is not None
+
+        # When another one completes that for it, and submits the job, before its commands arrive
+        await fleet.submit(job)
+        late = job_scripts.unfollow(job_key(first.id), follower=job.id, tenant=job.tenant, known_call=known)
+        assert await pipeline.execute(*late) == b"followed"
+        await followers.unfollow(job)
+        await records.open_jobs.withdraw(job, entered_ms)
+
+        # Then the job still follows the other one, and is in the index
+        assert job.id.encode() in (await store.hget(job_key(first.id), "followers") or b"")
+        assert await store.zscore(open_key(pool, job.priority), job.id) is not None
+
+
+async def _never(job: Job, body: bytes, reply_to: str) -> None:
+    raise AssertionError(f"job {job.id} was published")
 
 
 async def test_a_key_that_was_claimed_anew_is_not_freed_with_the_old_claim(

@@ -70,7 +70,7 @@ SPELT = [
     (names.FLEET_HISTORY_KEY, "inferfleet:{fleet}:history"),
     (names.FLEET_RECORDER_KEY, "inferfleet:{fleet}:recorder"),
     (names.tenant_batches_key("acme"), "inferfleet:batches:acme"),
-    (names.tenant_open_batches_key("acme"), "inferfleet:batches:acme:open"),
+    (names.tenant_open_batches_key("acme"), "inferfleet:batches:acme:places"),
     (names.file_key("f1"), "inferfleet:file:f1"),
     (names.FILES_KEY, "inferfleet:files"),
     (names.tenant_files_key("acme"), "inferfleet:files:acme"),

@@ -49,6 +49,7 @@ from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks, OpenJob
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
+from inferfleet.wire.redis.pools import pause_pool
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout
@@ -154,10 +155,11 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
     yield records.move(JOB, from_pool="canary")
-    yield pipeline.execute(*job_scripts.follow(job_key(JOB.id), follower="f", tenant="t", most=1))
-    yield pipeline.execute(*job_scripts.unfollow(job_key(JOB.id), follower="f", tenant="t"))
+    yield pipeline.execute(*job_scripts.follow(job_key(JOB.id), follower="f", tenant="t", most=1, call="c"))
+    yield pipeline.execute(*job_scripts.unfollow(job_key(JOB.id), follower="f", tenant="t", known_call=b""))
     keys = (job_key(JOB.id), request_key(JOB.id))
     yield pipeline.execute(*job_scripts.let_go(*keys, request=b"", size="", ttl_s=1, call=""))
+    yield pause_pool(pipeline, "p")
     rollout = Rollout(pool="p", to="q", steps=(100,), interval_s=1, started_at=NOW, since=NOW)
     yield change_rollout(pipeline, rollout, revision=0)
     yield lead_rollout(pipeline, "p", controller="c", lease_s=1)
@@ -204,6 +206,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield PoolShares(pipeline, ttl_s=1, slots={"p": 1}).place("p", "t", JOB.id)
     yield add_served(pipeline, "p", "w", Served(0, "t", 1, [JOB.id]), ttl_s=1)
     batches = BatchRecords(pipeline)
+    yield batches.reserve("t", "b", most=1)
     yield batches.claim("b", runner="r", lease_s=1)
     yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")
     yield batches.cancel("b")

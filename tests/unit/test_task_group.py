@@ -78,6 +78,46 @@ async def test_the_error_of_the_body_ends_the_tasks_and_is_told() -> None:
     assert isinstance(running.exception(), ExceptionGroup)
 
 
+async def test_the_error_of_the_body_is_told_beside_that_of_a_task_that_ends_badly() -> None:
+    async def ends_badly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("that one")
+
+    async def run() -> None:
+        async with TaskGroup() as group:
+            group.create_task(ends_badly())
+            group.create_task(deaf_once())
+            await asyncio.sleep(0)
+            raise ValueError("this one")
+
+    running = asyncio.create_task(run())
+
+    await ended(running)
+    errors = running.exception()
+    assert isinstance(errors, ExceptionGroup)
+    assert {str(error) for error in errors.exceptions} == {"this one", "that one"}
+    assert not running.cancelling()
+
+
+async def test_a_cancellation_while_the_tasks_of_a_failed_body_end_leaves_its_error() -> None:
+    async def run() -> None:
+        async with TaskGroup() as group:
+            group.create_task(deaf_once())
+            await asyncio.sleep(0)
+            raise ValueError("this one")
+
+    running = asyncio.create_task(run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    running.cancel()
+
+    await ended(running)
+    assert isinstance(running.exception(), ExceptionGroup)
+    assert running.cancelling()
+
+
 async def test_a_group_waits_for_tasks_that_begin_while_it_waits() -> None:
     told: list[str] = []
 

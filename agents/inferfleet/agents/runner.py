@@ -307,7 +307,9 @@ class Runner:
                 await held.release()
         except (RunLostError, InferfleetError, TimeoutError) as error:
             logger.warning(
-                "cannot hand over run %s; others wait until its lease has run out (%s)", held.order.id, error
+                "cannot hand over run %s; others wait until its lease has run out (%s)",
+                held.order.id,
+                str(error) or f"not within {RELEASE_S:g} s",
             )
 
     def _is_ready(self) -> bool:

@@ -23,7 +23,10 @@ class _Request(BaseModel):
     @classmethod
     def _has_no_other_members(cls, given: Any) -> Any:
         members = cast("Mapping[str, Any]", given if isinstance(given, Mapping) else {})
-        for name in members:
+        for name, value in members.items():
+            if isinstance(value, bool) and name in cls.model_fields:
+                # Pydantic takes it for a number.
+                raise disagreement(name, "must not be a boolean")
             if name not in cls.model_fields:
                 quoted = name[:MAX_QUOTED_CHARS]
                 raise disagreement(

@@ -504,7 +504,7 @@ class Fleet:
             JobNotFoundError: There is no record of the job.
 
         """
-        return next(iter((await self.position(job)).waits), None)
+        return next(iter(await self._positions.waits(await self._record(job))), None)
 
     async def position(self, job: Job | str) -> Position:
         """Return where an unfinished job stands: why it waits, behind how many jobs, and for how long.
@@ -513,11 +513,14 @@ class Fleet:
             JobNotFoundError: There is no record of the job.
 
         """
+        return await self._positions.of(await self._record(job))
+
+    async def _record(self, job: Job | str) -> JobRecord:
         job_id = _id(job)
         record = (await self._records.get_many([job_id], results=False))[job_id]
         if record is None:
             raise JobNotFoundError(job_id)
-        return await self._positions.of(record)
+        return record
 
     async def pools(self) -> list[PoolStatus]:
         """Return the state of all pools that have a queue, a worker or an unfinished job.

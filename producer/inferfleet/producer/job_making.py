@@ -247,6 +247,9 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
         fields[name], sizes[name] = plain_json(value, name)
     for name in _MOMENTS:
         moment = fields.get(name)
+        if isinstance(moment, int | float | str) and _is_number(moment):
+            # Pydantic would take it for seconds, or milliseconds, since 1970.
+            raise InvalidJobError(f"{name}: must be a time with its time zone, such as 2026-01-31T12:00:00Z")
         if moment is None or not isinstance(moment, datetime) or moment.tzinfo is UTC:
             continue
         if (offset := moment.utcoffset()) and offset % _MINUTE:
@@ -254,6 +257,14 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)
     return sizes
+
+
+def _is_number(value: float | str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_names(retrieve: Mapping[str, Any]) -> None:

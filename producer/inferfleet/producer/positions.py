@@ -90,6 +90,11 @@ class Positions:
         self._estimates = estimates
         self._records = JobReading(pipeline)
 
+    async def waits(self, record: JobRecord) -> tuple[Wait, ...]:
+        """Return why a job does not run."""
+        workers = await read_heartbeats(self._pipeline)
+        return await self._waits(record, [worker for worker in workers if worker.pool == record.pool])
+
     async def of(self, record: JobRecord) -> Position:
         """Return where a job stands."""
         workers = [worker for worker in await read_heartbeats(self._pipeline) if worker.pool == record.pool]

@@ -70,7 +70,11 @@ class Rollouts:
                 adapters that the pool serves, unless ``allow_rename``.
 
         """
-        for name, seconds in (("interval_s", interval_s), ("worker_timeout_s", worker_timeout_s)):
+        for name, seconds in (
+            ("interval_s", interval_s),
+            ("worker_timeout_s", worker_timeout_s),
+            ("stall_timeout_s", stall_timeout_s),
+        ):
             if seconds is not None and seconds > LONGEST_S:
                 raise RolloutError(f"{name}: {seconds:g} is above the maximum {LONGEST_S}")
         for name in (pool, to):

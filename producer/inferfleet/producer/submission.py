@@ -338,16 +338,25 @@ class Submission:
                 return TakenBack.UNCERTAIN
         if job.after is not None:
             await self._followers.unfollow(job)
+        await self._leave_index(job)
         await idempotency.forget(self._pipeline, claimed)
         gone = await self._records.discard(job.id)
         if gone:
-            self._records.open_jobs.leave(job.id, pool=job.pool, priority=job.priority)
             await self._give_place_back(job)
+        else:
+            self._records.open_jobs.enter(job)
         if following is not None:
             # If this fails, the producer of the turn behind it does the same.
             with suppress(InferfleetError):
                 await self._lanes.publish(following)
         return TakenBack.GONE if gone else TakenBack.ACCEPTED
+
+    async def _leave_index(self, job: Job) -> None:
+        """Take a closed job out of the index of unfinished jobs, unless it was submitted again."""
+        # In this order: a caller that submits the job again has found no record of it before.
+        entered_ms = await self._records.open_jobs.entered_ms(job)
+        if entered_ms is not None and (await self._records.held(job.id)).closed:
+            await self._records.open_jobs.withdraw(job, entered_ms)
 
     async def accept_many(self, jobs: Sequence[Job], *, weight: float | None = None) -> list[Job]:
         """Accept many jobs of a tenant or of several, a window of them at a time. ``weight`` is as above.

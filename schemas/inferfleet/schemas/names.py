@@ -316,8 +316,8 @@ def tenant_batches_key(tenant: str) -> str:
 
 
 def tenant_open_batches_key(tenant: str) -> str:
-    """Key of the set of a tenant's batches that may be open: their number is limited."""
-    return f"{tenant_batches_key(tenant)}:open"
+    """Key of the sorted set of a tenant's batches that may be open: their number is limited."""
+    return f"{tenant_batches_key(tenant)}:places"
 
 
 def file_key(file_id: str) -> str:

@@ -51,6 +51,7 @@ _WANTED: Mapping[str, str] = {
     "model_attributes_type": "an object",
     "model_type": "an object",
     "string_type": "a string",
+    "tuple_type": "a list",
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number",
     "float_parsing": "a number",

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from inferfleet.agents import AgentRuns
-from inferfleet.schemas.names import open_runs_key, run_queue
+from inferfleet.schemas.names import open_runs_key, run_key, run_queue
 from inferfleet.schemas.run import ModelCalled, RunState
 from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
 
@@ -83,3 +83,16 @@ async def test_nobody_leaves_an_unfinished_run_alone_until_its_deadline(
     for at_ms, kept in ((1, True), (deadline_ms, False)):
         await runs.records.look_at(queue, run_id, at_ms=at_ms)
         assert (await store.zscore(open_runs_key(queue), run_id) == at_ms) is kept
+
+
+async def test_a_clock_that_is_set_back_makes_no_lease_longer(
+    runs: AgentRuns, store: aioredis.Redis, queue: str
+) -> None:
+    run_id, _ = await claimed(runs, queue)
+    lease: Any = await store.hget(run_key(run_id), "lease_until")
+    await store.hset(run_key(run_id), "lease_until", int(lease) + 3600_000)
+    held = await runs.records.claim(run_id, fence="other", runner="r", lease_s=5)
+    assert isinstance(held, Held)
+    assert held.left_s <= 5
+    await store.hset(run_key(run_id), "lease_until", 0)
+    assert await runs.records.claim(run_id, fence="other", runner="r", lease_s=5) == Claimed(2)

@@ -29,6 +29,8 @@ from tests.integration.files_and_batches.conftest import (
 from inferfleet.gateway.batches import files, output, run, runner
 from inferfleet.producer import Fleet, JobFilter
 from inferfleet.schemas.names import batch_key
+from inferfleet.wire.redis.batches import BatchRecords
+from inferfleet.wire.redis.pipeline import CommandPipeline
 
 
 async def test_a_stopping_gateway_hands_its_batches_over(
@@ -118,3 +120,22 @@ async def test_a_runner_that_dies_at_the_worst_moment_loses_and_doubles_nothing(
     assert list(await lines_of(client, done.error_file_id)) == ["hot"]
     listed = [each.id async for each in client.files.list()]
     assert listed.count(done.output_file_id or "") == listed.count(done.error_file_id or "") == 1
+
+
+async def test_a_clock_that_is_set_back_makes_no_lease_longer(
+    start_gateway: StartGateway, pipeline: CommandPipeline, store: aioredis.Redis, pool: str, storage: Path
+) -> None:
+    gateway = await start_gateway(files_url=str(storage), batches_at_once=0)
+    async with client_of(gateway) as client:
+        batch = await begin(client, request("a"))
+    records = BatchRecords(pipeline)
+    assert await records.claim(batch.id, runner="dead", lease_s=10)
+    lease: Any = await store.hget(batch_key(batch.id), "lease_until")
+    await store.hset(batch_key(batch.id), "lease_until", int(lease) + 3600_000)
+    assert await records.claim(batch.id, runner="another", lease_s=0.1) is None
+
+    async def claimed() -> bool:
+        return await records.claim(batch.id, runner="another", lease_s=0.1) is not None
+
+    await eventually(claimed)
+    await records.close(batch.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     RunningGateway,
     StartGateway,
@@ -23,6 +25,7 @@ from tests.integration.files_and_batches.conftest import (
 )
 
 from inferfleet.producer import Fleet
+from inferfleet.schemas.names import tenant_open_batches_key
 
 
 async def test_what_belongs_to_another_tenant_does_not_exist(
@@ -55,6 +58,31 @@ async def refusal(call: Awaitable[Any]) -> str:
     with pytest.raises(openai.NotFoundError) as refused:
         await call
     return refused.value.message
+
+
+async def test_calls_at_the_same_moment_open_no_more_batches_than_a_tenant_may(
+    start_gateway: StartGateway, store: aioredis.Redis, pool: str, storage: Path, tenants: str
+) -> None:
+    gateways = [
+        await start_gateway(files_url=str(storage), max_batches=2, batches_at_once=0) for _ in range(2)
+    ]
+    async with client_of(gateways[0], tenant=tenants) as one, client_of(gateways[1], tenant=tenants) as other:
+        told = await asyncio.gather(
+            *(begin(client, request("a")) for client in (one, other) * 4), return_exceptions=True
+        )
+        refused = [each for each in told if isinstance(each, openai.PermissionDeniedError)]
+        assert len(refused) == 6, told
+        assert len([each async for each in one.batches.list()]) == 2
+
+        # A gateway that reserves a place and dies keeps it for a minute.
+        key = tenant_open_batches_key(tenants)
+        (place, *_) = await store.zrange(key, 0, 0)
+        await store.zrem(key, place)
+        await store.zadd(key, {"batch_lost": int((await store.time())[0]) * 1000})
+        with pytest.raises(openai.PermissionDeniedError):
+            await begin(one, request("a"))
+        await store.zadd(key, {"batch_lost": 0})
+        assert await begin(one, request("a"))
 
 
 async def test_a_tenant_has_no_more_open_batches_than_it_may(

@@ -234,6 +234,30 @@ async def test_while_its_lease_lives_nobody_else_starts_a_job(records: JobRecord
     assert await finish(records, job, started.fence) is WriteStatus.OK
 
 
+async def test_a_clock_that_is_set_back_makes_no_lease_and_no_pause_longer(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    an_hour_ms = 3600_000
+
+    async def set_back() -> None:
+        lease: Any = await store.hget(job_key(job.id), "lease")
+        await store.hset(job_key(job.id), "lease", int(lease) + an_hour_ms)
+
+    # Its worker is dead.
+    started = await start(records, job, lease_s=60)
+    await set_back()
+    busy = await start(records, job, "w-2", lease_s=5)
+    assert busy.status is StartStatus.BUSY
+    assert 55 < busy.busy_s <= 60
+    # Another one is alive, and goes on.
+    assert await append(records, job, started.fence, 0, 1) is WriteStatus.OK
+    assert await release(records, job, started.fence, 1, pause_s=90) is WriteStatus.OK
+    await set_back()
+    busy = await start(records, job, "w-2")
+    assert busy.status is StartStatus.BUSY
+    assert 85 < busy.busy_s <= 90
+
+
 async def test_a_worker_may_take_its_own_job_again(records: JobRecords, job: Job) -> None:
     """It was killed and came back under its name, before its lease was over."""
     await start(records, job)

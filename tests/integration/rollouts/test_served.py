@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     INSTANT,
     PATIENCE_S,
@@ -22,10 +27,13 @@ from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.errors import RolloutError
+from inferfleet.schemas.names import rollout_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_rollout
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.ports import Generation, ModelIdentity
 
@@ -89,6 +97,8 @@ async def test_a_canary_that_lacks_a_served_name_is_refused_at_the_start_and_whe
     await until_ready(fleet, pool)
     with pytest.raises(RolloutError, match=r"interval_s: 1e.12 is above the maximum 3162240000"):
         await rollouts.start(pool, to=canary, steps=[100], interval_s=1e12)
+    with pytest.raises(RolloutError, match=r"stall_timeout_s: inf is above the maximum 3162240000"):
+        await rollouts.start(pool, to=canary, steps=[100], interval_s=60, stall_timeout_s=math.inf)
     # Its worker has yet to start.
     await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600, allow_no_workers=True)
     await start_worker(Adapted(*canarys), pool=canary)
@@ -159,7 +169,8 @@ async def test_another_controller_goes_on_counting_for_how_long_there_has_been_n
     canary: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rollout_control, "LEASE_S", 1.0)
+    # So long that the second one takes over in time, on a busy machine as well.
+    monkeypatch.setattr(rollout_control, "LEASE_S", 5.0)
     await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
     async with background(RolloutController(fleet, producer_settings()).run()):
 
@@ -175,12 +186,63 @@ async def test_another_controller_goes_on_counting_for_how_long_there_has_been_n
             return (await rollout_of(fleet, pool)).unserved_since is not None
 
         await eventually(noted)
-    since = (await rollout_of(fleet, pool)).unserved_since
+        since = (await rollout_of(fleet, pool)).unserved_since
+        first = (await Rollouts(fleet).read(pool)).controller
     async with background(RolloutController(fleet, producer_settings()).run()):
-        await eventually(led)
+
+        async def led_by_another() -> bool:
+            return (await Rollouts(fleet).read(pool)).controller not in {"", first}
+
+        await eventually(led_by_another)
         assert (await rollout_of(fleet, pool)).unserved_since == since
+        shown = await inferfleet("rollout", "status", pool)
+        assert "aborts after 600 s" in shown.out
+
+
+async def test_what_a_rollout_was_before_all_gateways_were_away_does_not_abort_it(
+    fleet: Fleet,
+    pipeline: CommandPipeline,
+    producer_settings: Callable[..., ProducerSettings],
+    inferfleet: RunCommand,
+    store: aioredis.Redis,
+    pool: str,
+    canary: str,
+) -> None:
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    await until_followed(fleet, pool, RolloutRule(to=canary, weight=100))
+    await fleet.submit(chat(), pool=pool)
+    revision, rollout, _ = await read_rollout(pipeline, pool)
+    assert rollout is not None
+    long_ago = pipeline.clock.now() - timedelta(hours=1)
+    noted = rollout.model_copy(update={"unserved_since": long_ago})
+    await change_rollout(pipeline, noted, revision=revision)
+    long_ago_ms = milliseconds(long_ago)
+    lease: dict[str, Any] = {"controller": "gone", "until": long_ago_ms, "led_since": long_ago_ms}
+    await store.hset(rollout_key(pool), mapping=lease)
+
     shown = await inferfleet("rollout", "status", pool)
-    assert "aborts after 600 s" in shown.out
+    assert ("aborts after" in shown.out, "no gateway controls" in shown.err) == (False, True)
+    in_json = await inferfleet("rollout", "status", pool, "--json")
+    assert json.loads(in_json.out)["unserved_since"] is None
+    async with background(RolloutController(fleet, producer_settings()).run()):
+
+        async def noted_anew() -> bool:
+            return (await rollout_of(fleet, pool)).unserved_since is not None
+
+        await eventually(noted_anew)
+        now = await rollout_of(fleet, pool)
+        assert now.phase is RolloutPhase.RUNNING
+        assert now.unserved_since is not None
+        assert now.unserved_since > long_ago + timedelta(minutes=30)
+
+
+async def test_a_controller_that_died_before_the_clock_of_redis_was_set_back_is_not_waited_for(
+    pipeline: CommandPipeline, store: aioredis.Redis, pool: str, canary: str
+) -> None:
+    an_hour_ahead = pipeline.clock.now_ms() + 3600_000
+    await store.hset(rollout_key(pool), mapping={"controller": "gone", "until": an_hour_ahead})
+    assert await lead_rollout(pipeline, pool, controller="next", lease_s=60)
+    assert not await lead_rollout(pipeline, pool, controller="another", lease_s=60)
 
 
 async def test_a_request_that_is_itself_at_fault_is_no_failure_of_the_pool(

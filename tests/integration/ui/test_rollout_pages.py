@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import eventually
 from tests.integration.ui.conftest import HOSTILE, Reader, assert_escaped, start_rollout
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.rollouts import Rollouts
+from inferfleet.schemas.names import rollout_key
 from inferfleet.schemas.rollout import RolloutPhase
 from inferfleet.wire.redis.ended_counts import add_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -54,9 +56,11 @@ async def test_a_rollout_shows_its_step_and_what_both_pools_have_ended_since(
 
 
 async def test_a_rollout_whose_canary_does_nothing_says_so(
-    reader: Reader, pipeline: CommandPipeline, pool: str, canary: str
+    reader: Reader, pipeline: CommandPipeline, store: aioredis.Redis, pool: str, canary: str
 ) -> None:
     async def shows() -> bool:
+        # As if a gateway had looked for so long.
+        await store.hset(rollout_key(pool), "led_since", 0)
         # The gateway finds that no job waits, and takes it back.
         kept = await read_rollout(pipeline, pool)
         assert kept.rollout is not None

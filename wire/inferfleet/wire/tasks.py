@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
@@ -50,10 +51,9 @@ class TaskGroup(asyncio.TaskGroup):
             # Also if a task has failed.
             kind, error, trace = type(cancelled), cancelled, cancelled.__traceback__
         if kind is not None:
-            try:
+            # The group itself cancels this task if another one fails meanwhile. An error of the body stays.
+            with suppress(asyncio.CancelledError):
                 await cancel_and_wait(*self._unfinished)
-            except asyncio.CancelledError as cancelled:
-                kind, error, trace = type(cancelled), cancelled, cancelled.__traceback__
         await super().__aexit__(kind, error, trace)
 
 

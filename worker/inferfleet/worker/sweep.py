@@ -147,8 +147,12 @@ class Sweep:
         if turn is None:
             return
         # Nobody may wait for this worker's next report for long.
-        async with asyncio.timeout(self._pause_s):
-            await self._sweep_all(turn)
+        try:
+            async with asyncio.timeout(self._pause_s):
+                await self._sweep_all(turn)
+        except TimeoutError as error:
+            told = f"a sweep takes more than {self._pause_s:g} s, a quarter of INFERFLEET_SWEEP_INTERVAL_S"
+            raise TimeoutError(told) from error
 
     async def _sweep_all(self, turn: SweepTurn) -> None:
         await self._look_at_queue()

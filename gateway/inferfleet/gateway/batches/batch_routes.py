@@ -109,7 +109,7 @@ def batch_routes(gateway: Gateway) -> APIRouter:
         given = await apart(partial(read_object, content), content)
         order = _order(gateway, caller, given, request.headers)
         await find_file(gateway, order.input_file_id, caller.tenant, param="input_file_id")
-        await _check_number(gateway, caller.tenant)
+        await _reserve_place(gateway, order)
         try:
             await records.create(order, ttl_s=gateway.settings.file_ttl_s)
         except (ServiceRefusedError, ServiceUnreachableError) as error:
@@ -139,9 +139,9 @@ def batch_routes(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _check_number(gateway: Gateway, tenant: str) -> None:
+async def _reserve_place(gateway: Gateway, order: BatchOrder) -> None:
     most = gateway.settings.max_batches
-    if await gateway.batches.count_open(tenant, limit=most) >= most:
+    if not await gateway.batches.reserve(order.tenant, order.id, most=most):
         raise RefusedError(
             Refusal(
                 status=HTTPStatus.FORBIDDEN,

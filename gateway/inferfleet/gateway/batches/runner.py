@@ -177,7 +177,9 @@ class BatchRunner:
                 await run.release()
         except (BatchLostError, InferfleetError, TimeoutError) as error:
             logger.warning(
-                "cannot hand over batch %s; others wait until its lease has run out (%s)", batch_id, error
+                "cannot hand over batch %s; others wait until its lease has run out (%s)",
+                batch_id,
+                str(error) or f"not within {RELEASE_S:g} s",
             )
 
     def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:

@@ -235,6 +235,9 @@ def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
                 param=f"{OPTIONS_MEMBER}.{name}",
             )
     options |= {name: headers[header] for header, name in HEADERS.items() if header in headers}
+    if not isinstance(pool := options.get("pool"), str | None):
+        # Before the job is checked, the model's pool is looked up.
+        raise bad_request(f"pool: must be a string, not {kind(pool)}", param="pool")
     if isinstance(timeout_s := options.get("timeout_s"), str):
         options["timeout_s"] = _seconds(timeout_s)
     given_options = {name: value for name, value in options.items() if value is not None}

@@ -15,12 +15,19 @@ import orjson
 
 from inferfleet.schemas.batch import BatchOrder, BatchProblem, BatchProgress, BatchRecord, BatchState
 from inferfleet.schemas.names import BATCHES_KEY, batch_key, tenant_batches_key, tenant_open_batches_key
-from inferfleet.wire.redis import batch_scripts
+from inferfleet.wire.redis import batch_scripts, process_scripts
 from inferfleet.wire.redis.pages import Page, read_page
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 OPEN_AT_ONCE: Final = 10_000
 """How many open batches a gateway looks at, those with the next deadlines first."""
+
+
+NEW_MS: Final = 60_000
+"""For how long a batch that gateways do not work on keeps its place: it may be about to be recorded."""
+
+PLACE_TTL_S: Final = 90 * 24 * 3600
+"""How long the places of a tenant stay after the last one was reserved: longer than a batch is open."""
 
 
 class BatchLostError(Exception):
@@ -38,31 +45,48 @@ class BatchRecords:
         return self._pipeline.clock.now_ms()
 
     async def create(self, order: BatchOrder, *, ttl_s: int) -> None:
-        """Record a batch, for the gateways to work on. It is kept for ``ttl_s`` after its deadline.
+        """Record a batch that has a place, for the gateways to work on.
 
-        If this is interrupted, the batch may or may not exist; if it runs, it is listed.
+        It is kept for ``ttl_s`` after its deadline. If this is interrupted, the batch may or may not exist;
+        if it runs, it is listed.
         """
-        key, open_key = batch_key(order.id), tenant_open_batches_key(order.tenant)
+        key = batch_key(order.id)
         kept_s = (order.deadline_ms - order.created_ms) // 1000 + ttl_s
         await asyncio.gather(
             self._pipeline.execute("HSETNX", key, "order", order.model_dump_json()),
             self._pipeline.execute("EXPIRE", key, kept_s),
         )
         await self._pipeline.execute("ZADD", tenant_batches_key(order.tenant), 0, order.id)
-        await self._pipeline.execute("SADD", open_key, order.id)
         await self._pipeline.execute("ZADD", BATCHES_KEY, order.deadline_ms, order.id)
 
-    async def count_open(self, tenant: str, *, limit: int) -> int:
-        """Count the tenant's open batches. A count below ``limit`` may include some that have ended."""
+    async def reserve(self, tenant: str, batch_id: str, *, most: int) -> bool:
+        """Reserve a place for a batch among the tenant's open ones. Return whether there is one."""
+        if not (present := await self._reserve(tenant, batch_id, most)):
+            return True
+        if not (ended := await self._ended(present)):
+            return False
+        await self._pipeline.execute("ZREM", tenant_open_batches_key(tenant), *ended)
+        return not await self._reserve(tenant, batch_id, most)
+
+    async def _reserve(self, tenant: str, batch_id: str, most: int) -> dict[str, float]:
+        """Reserve a place. If there is none, return the batches that have one, and since when."""
         key = tenant_open_batches_key(tenant)
-        count = int(await self._pipeline.execute("SCARD", key))
-        if count < limit:
-            return count
-        ids: Any = await self._pipeline.execute("SMEMBERS", key)
-        scores: Any = await self._pipeline.execute("ZMSCORE", BATCHES_KEY, *ids)
-        if ended := [each for each, score in zip(ids, scores, strict=True) if score is None]:
-            await self._pipeline.execute("SREM", key, *ended)
-        return count - len(ended)
+        command = process_scripts.reserve(key, batch_id, most=most, ttl_s=PLACE_TTL_S, last=-1)
+        answer: list[bytes] = await self._pipeline.execute(*command)
+        return {each.decode(): float(since) for each, since in zip(answer[::2], answer[1::2], strict=True)}
+
+    async def _ended(self, places: Mapping[str, float]) -> list[str]:
+        states, scores = await asyncio.gather(
+            asyncio.gather(*(self._pipeline.execute("HGET", batch_key(each), "state") for each in places)),
+            asyncio.gather(*(self._pipeline.execute("ZSCORE", BATCHES_KEY, each) for each in places)),
+        )
+        new_ms = self.now_ms() - NEW_MS
+        return [
+            each
+            for (each, since), state, score in zip(places.items(), states, scores, strict=True)
+            if (state is not None and BatchState(state.decode()).terminal)
+            or (score is None and since < new_ms)
+        ]
 
     async def read(self, batch_id: str, *, tenant: str) -> BatchRecord | None:
         """Read a batch; ``None`` if the tenant has no such batch."""

@@ -15,6 +15,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum, auto
+from itertools import count
 from typing import Final
 
 from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError
@@ -74,6 +75,7 @@ class Followers:
         self._queued_ttl_s = queued_ttl_s
         self._publish = publish
         self._name = os.urandom(4).hex()
+        self._calls = count()
         self._published: dict[str, set[str]] = {}
         """By ended job, the followers that are published, while others of them cannot be."""
 
@@ -108,11 +110,16 @@ class Followers:
 
         """
         others = job.after or ()
+        call = f"{self._name}:{next(self._calls)}"
         states = await asyncio.gather(
             *(
                 self._pipeline.enqueue(
                     *job_scripts.follow(
-                        job_key(other), follower=job.id, tenant=job.tenant, most=MAX_FOLLOWERS
+                        job_key(other),
+                        follower=job.id,
+                        tenant=job.tenant,
+                        most=MAX_FOLLOWERS,
+                        call=call,
                     )
                 )
                 for other in others
@@ -125,20 +132,27 @@ class Followers:
                 raise InvalidJobError(f"after: {MAX_FOLLOWERS} jobs follow job {other}, which is the limit")
 
     async def unfollow(self, job: Job) -> None:
-        """Forget at those jobs a closed job that its client takes back. Idempotent.
+        """Forget at those jobs a closed job that its client takes back, unless it is submitted again.
+
+        Idempotent.
 
         Raises:
             ServiceUnreachableError, ServiceRefusedError: Redis does not answer.
 
         """
-        await asyncio.gather(
-            *(
-                self._pipeline.enqueue(
-                    *job_scripts.unfollow(job_key(other), follower=job.id, tenant=job.tenant)
-                )
-                for other in job.after or ()
+        await asyncio.gather(*(self._unfollow(job, other) for other in job.after or ()))
+
+    async def _unfollow(self, job: Job, other: str) -> None:
+        while True:
+            # In this order: a caller that submits the job again opens its record before it follows.
+            known = await self._pipeline.execute("HGET", job_key(other), "followed_by") or b""
+            if not (await self._records.held(job.id)).closed:
+                return
+            command = job_scripts.unfollow(
+                job_key(other), follower=job.id, tenant=job.tenant, known_call=known
             )
-        )
+            if await self._pipeline.enqueue(*command) != b"followed":
+                return
 
     async def ended(self, job_id: str) -> None:
         """Let the jobs go on that follow one that has ended, and those that follow one that fails by that.

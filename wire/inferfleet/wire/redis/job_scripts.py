@@ -171,14 +171,14 @@ def drop_request(job_key: str, request_key: str, /) -> Command:
     return ("EVALSHA", _DROP_REQUEST.sha, 2, job_key, request_key)
 
 
-def follow(job_key: str, /, *, follower: str, tenant: str, most: int) -> Command:
+def follow(job_key: str, /, *, follower: str, tenant: str, most: int, call: str) -> Command:
     """Note at a job that another one runs after it."""
-    return ("EVALSHA", _FOLLOW.sha, 1, job_key, follower, tenant, most)
+    return ("EVALSHA", _FOLLOW.sha, 1, job_key, follower, tenant, most, call)
 
 
-def unfollow(job_key: str, /, *, follower: str, tenant: str) -> Command:
-    """Forget at a job that another one runs after it."""
-    return ("EVALSHA", _UNFOLLOW.sha, 1, job_key, follower, tenant)
+def unfollow(job_key: str, /, *, follower: str, tenant: str, known_call: bytes) -> Command:
+    """Forget at a job that another one runs after it, unless somebody has followed it since."""
+    return ("EVALSHA", _UNFOLLOW.sha, 1, job_key, follower, tenant, known_call)
 
 
 def let_go(job_key: str, request_key: str, /, *, request: bytes, size: str, ttl_s: int, call: str) -> Command:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -28,6 +27,7 @@ from typing import Any
 from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import open_key
+from inferfleet.wire.redis import pool_scripts
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import note_pool
@@ -60,8 +60,9 @@ class OpenJobs:
         self._leaving: dict[str, list[str]] = {}
         self._noted: dict[str, float] = {}
         """When this process last put each pool on the list of pools."""
-        self._lately: deque[tuple[float, str, str, int, int]] = deque()
-        """The jobs that have entered or left: when, their ids, pools, priorities, and when they may start."""
+        self._lately: dict[tuple[str, str, int], tuple[float, int]] = {}
+        """The jobs that have entered or left, by id, pool and priority, in the order in which they did:
+        when, and when they may start."""
         pipeline.on_connect.append(self._enter_again)
 
     def enter(self, job: Job) -> asyncio.Future[Any]:
@@ -78,7 +79,7 @@ class OpenJobs:
             self._enter(job)
 
     def leave(self, job_id: str, *, pool: str, priority: int) -> None:
-        """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
+        """Remove a job that has ended. Nobody waits for this: the sweep makes up for it."""
         if not self._leaving:
             asyncio.get_running_loop().call_later(LEAVE_S, self._send_leaving)
         self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
@@ -86,11 +87,21 @@ class OpenJobs:
 
     def displace(self, job_id: str, *, pool: str, priority: int) -> None:
         """Remove a job from here that is elsewhere in the index. Nobody waits for this, as for ``leave``."""
-        here = job_id, pool, priority
         # It is not over, so it must not enter here again.
-        self._lately = deque(each for each in self._lately if each[1:4] != here)
+        self._lately.pop((job_id, pool, priority), None)
         with suppress(ServiceUnreachableError):
             self._pipeline.enqueue("ZREM", open_key(pool, priority), job_id).add_done_callback(_report)
+
+    async def entered_ms(self, job: Job) -> int | None:
+        """Return the time by which a job is in the index; ``None`` if it is not there."""
+        score: Any = await self._pipeline.execute("ZSCORE", open_key(job.pool, job.priority), job.id)
+        return None if score is None else int(score)
+
+    async def withdraw(self, job: Job, entered_ms: int) -> None:
+        """Remove a job that its client takes back, unless it has entered again since ``entered_ms``."""
+        self._lately.pop((job.id, job.pool, job.priority), None)
+        key = open_key(job.pool, job.priority)
+        await self._pipeline.execute(*pool_scripts.forget_open(key, job.id, entered_ms))
 
     async def flush(self) -> None:
         """Remove those that have left at once, because the caller is going to end. Never raises."""
@@ -101,9 +112,12 @@ class OpenJobs:
     def remember(self, job_id: str, *, pool: str, priority: int, not_before_ms: int = 0) -> None:
         """Let a job enter again with a connection that is made soon: it has just entered or left."""
         now = time.monotonic()
-        self._lately.append((now, job_id, pool, priority, not_before_ms))
-        while self._lately[0][0] < now - REMEMBERED_S:
-            self._lately.popleft()
+        place = job_id, pool, priority
+        # Behind the others, also if it was there.
+        self._lately.pop(place, None)
+        self._lately[place] = now, not_before_ms
+        while self._lately[oldest := next(iter(self._lately))][0] < now - REMEMBERED_S:
+            del self._lately[oldest]
 
     def _enter(self, job: Job) -> asyncio.Future[Any]:
         place = job.pool, job.priority
@@ -164,7 +178,7 @@ class OpenJobs:
         self._leaving.clear()
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
         again: dict[str, list[Argument]] = {}
-        for at, job_id, pool, priority, not_before_ms in self._lately:
+        for (job_id, pool, priority), (at, not_before_ms) in self._lately.items():
             if at >= since:
                 entry = (max(now_ms, not_before_ms), job_id)
                 again.setdefault(open_key(pool, priority), []).extend(entry)

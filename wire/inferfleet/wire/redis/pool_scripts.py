@@ -12,6 +12,7 @@ _SWEEP = SCRIPTS["sweep"]
 _OPEN_RANGE = SCRIPTS["open_range"]
 _OPEN_BEHIND = SCRIPTS["open_behind"]
 _FORGET_OPEN = SCRIPTS["forget_open"]
+_POOL_CHANGE = SCRIPTS["pool_change"]
 _ROLLOUT_CHANGE = SCRIPTS["rollout_change"]
 _ROLLOUT_LEAD = SCRIPTS["rollout_lead"]
 _LEASE = SCRIPTS["lease"]
@@ -62,11 +63,16 @@ def forget_open(open_key: str, /, *entries: Argument) -> Command:
     return ("EVALSHA", _FORGET_OPEN.sha, 1, open_key, *entries)
 
 
+def pool_change(pool_key: str, /, *, field: str, value: Argument, change: str) -> Command:
+    """Set something for a pool, or no longer."""
+    return ("EVALSHA", _POOL_CHANGE.sha, 1, pool_key, field, value, change)
+
+
 def rollout_change(
-    rollout_key: str, pool_key: str, /, *, known_revision: int, state: str, rule: str
+    rollout_key: str, pool_key: str, /, *, known_revision: int, state: str, rule: str, change: str
 ) -> Command:
     """Change the rollout of a pool, unless somebody else has changed it."""
-    return ("EVALSHA", _ROLLOUT_CHANGE.sha, 2, rollout_key, pool_key, known_revision, state, rule)
+    return ("EVALSHA", _ROLLOUT_CHANGE.sha, 2, rollout_key, pool_key, known_revision, state, rule, change)
 
 
 def rollout_lead(rollout_key: str, /, *, controller: str, lease_ms: int) -> Command:

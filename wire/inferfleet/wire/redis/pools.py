@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from inferfleet.schemas.names import POOLS_KEY, pool_key
-from inferfleet.wire.redis import process_scripts
+from inferfleet.wire.redis import pool_scripts, process_scripts
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.script import Argument
 
 LISTED_S = 30 * 24 * 3600
 """How long a pool stays on the list that no worker, declaration or job has named since."""
@@ -53,17 +55,25 @@ async def read_pool_settings(pipeline: CommandPipeline, pool: str) -> PoolSettin
 
 async def pause_pool(pipeline: CommandPipeline, pool: str) -> None:
     """Pause a pool: its workers start no jobs until it is resumed."""
-    await pipeline.execute("HSET", pool_key(pool), "paused", pipeline.clock.now_ms())
+    await _change(pipeline, pool, "paused", pipeline.clock.now_ms())
 
 
 async def resume_pool(pipeline: CommandPipeline, pool: str) -> bool:
     """Let a paused pool go on. Return whether it was paused."""
-    return bool(await pipeline.execute("HDEL", pool_key(pool), "paused"))
+    return await _change(pipeline, pool, "paused", "")
 
 
 async def require_identity(pipeline: CommandPipeline, pool: str, identity: str | None) -> None:
     """Let only workers take jobs of a pool whose model has this identity; with ``None`` all workers."""
-    if identity is None:
-        await pipeline.execute("HDEL", pool_key(pool), "required_identity")
-    else:
-        await pipeline.execute("HSET", pool_key(pool), "required_identity", identity)
+    await _change(pipeline, pool, "required_identity", identity or "")
+
+
+async def _change(pipeline: CommandPipeline, pool: str, field: str, value: Argument) -> bool:
+    """Set something for a pool, or with ``""`` no longer. Return whether it was set before."""
+    command = pool_scripts.pool_change(pool_key(pool), field=field, value=value, change=new_change())
+    return bool(await pipeline.execute(*command))
+
+
+def new_change() -> str:
+    """Make an id of a change, by which it is known if it is sent again."""
+    return os.urandom(8).hex()

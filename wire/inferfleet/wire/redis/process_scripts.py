@@ -32,7 +32,7 @@ def access(any_key: str, /, *commands: str) -> Command:
 
 
 def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int, last: int) -> Command:
-    """Reserve places for jobs among the unfinished ones of an API key."""
+    """Reserve places for jobs among those of an API key, or for a batch among those of a tenant."""
     return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, last, *jobs)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.names import pool_key, rollout_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.wire.redis import pool_scripts
+from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.pools import read_pools
+from inferfleet.wire.redis.pools import new_change, read_pools
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,10 @@ async def read_rules(pipeline: CommandPipeline) -> dict[str, RolloutRule]:
 
 
 class Kept(NamedTuple):
-    """A rollout as Redis keeps it. ``controller`` is the process that holds the lease, ``""`` for none."""
+    """A rollout as Redis keeps it. ``controller`` is the process that holds the lease, ``""`` for none.
+
+    Without one nobody knows whether the canary pool serves the jobs, so the rollout does not say either.
+    """
 
     revision: int
     rollout: Rollout | None
@@ -67,8 +72,8 @@ async def read_rollout(pipeline: CommandPipeline, pool: str) -> Kept:
         InferfleetError: This version cannot read it.
 
     """
-    revision, state, controller, until = await pipeline.execute(
-        "HMGET", rollout_key(pool), "revision", "state", "controller", "until"
+    revision, state, controller, *lease = await pipeline.execute(
+        "HMGET", rollout_key(pool), "revision", "state", "controller", "until", "led_since"
     )
     if state is None:
         return Kept(0, None)
@@ -78,17 +83,40 @@ async def read_rollout(pipeline: CommandPipeline, pool: str) -> Kept:
         raise InferfleetError(
             f"the rollout of pool {pool!r} cannot be read: another version of inferfleet wrote it"
         ) from error
-    leads = until is not None and int(until) > pipeline.clock.now_ms()
-    return Kept(int(revision), rollout, controller.decode() if leads else "")
+    led_since = _led_since(pipeline, *lease)
+    leader = "" if led_since is None else controller.decode()
+    return Kept(int(revision), _as_seen(rollout, led_since), leader)
+
+
+def _led_since(pipeline: CommandPipeline, until: bytes | None, since: bytes | None) -> datetime | None:
+    """Return since when some controller has always looked at a rollout; ``None`` if none does now."""
+    if until is None or int(until) <= pipeline.clock.now_ms():
+        return None
+    # A controller of an earlier version writes no ``since``.
+    return moment_of(int(since or 0))
+
+
+def _as_seen(rollout: Rollout, led_since: datetime | None) -> Rollout:
+    """Return the rollout without what may be over, because no controller has looked at it meanwhile."""
+    noted = {"unserved_since": rollout.unserved_since, "stalled_since": rollout.stalled_since}
+    seen = {
+        name: None if since is None or led_since is None else max(since, led_since)
+        for name, since in noted.items()
+    }
+    return rollout if seen == noted else rollout.model_copy(update=seen)
 
 
 async def last_rollout(pipeline: CommandPipeline, pool: str) -> Rollout | None:
     """Read the rollout of a pool, which needs only the right to HGET; ``None`` if it cannot be read."""
-    state: bytes | None = await pipeline.execute("HGET", rollout_key(pool), "state")
+    state: bytes | None
+    state, *lease = await asyncio.gather(
+        *(pipeline.enqueue("HGET", rollout_key(pool), field) for field in ("state", "until", "led_since"))
+    )
     try:
-        return None if state is None else Rollout.model_validate_json(state)
+        rollout = None if state is None else Rollout.model_validate_json(state)
     except ValidationError:
         return None
+    return None if rollout is None else _as_seen(rollout, _led_since(pipeline, *lease))
 
 
 async def read_rollouts(pipeline: CommandPipeline) -> list[Rollout]:
@@ -107,6 +135,7 @@ async def change_rollout(pipeline: CommandPipeline, rollout: Rollout, *, revisio
         known_revision=revision,
         state=rollout.model_dump_json(),
         rule="" if rule is None else rule.model_dump_json(),
+        change=new_change(),
     )
     return bool(await pipeline.execute(*command))
 

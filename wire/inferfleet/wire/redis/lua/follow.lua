@@ -5,6 +5,7 @@ local job_key = KEYS[1]
 local follower = ARGV[1]
 local tenant = ARGV[2]
 local most = ARGV[3]
+local call = ARGV[4] -- unique to this call
 
 local r = redis.call('HMGET', job_key, 'state', 'tenant', 'followers')
 if not r[1] or (r[2] and r[2] ~= tenant) then
@@ -15,6 +16,8 @@ if not string.find(followers, follower, 1, true) then
   if #followers >= tonumber(most) * (#follower + 1) then
     return 'full'
   end
-  redis.call('HSET', job_key, 'followers', followers .. follower .. ' ')
+  followers = followers .. follower .. ' '
 end
+-- Whoever is about to take the same follower back has to look again.
+redis.call('HSET', job_key, 'followers', followers, 'followed_by', call)
 return r[1]

@@ -35,7 +35,7 @@ redis.call('XADD', journal_key, '*', 'entry', queued_entry)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', job_key, 'state', 'queued', 'tokens', last,
-  'lease', now + tonumber(pause_ms), 'charged', math.max(0, tonumber(r[4]) - tonumber(refund)))
+  'lease', now + tonumber(pause_ms), 'pause_ms', pause_ms, 'charged', math.max(0, tonumber(r[4]) - tonumber(refund)))
 redis.call('HDEL', job_key, 'worker')
 redis.call('EXPIRE', job_key, ttl_s)
 redis.call('EXPIRE', journal_key, ttl_s)

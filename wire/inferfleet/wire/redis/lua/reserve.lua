@@ -1,4 +1,5 @@
--- Reserve places for jobs among those of an API key that have not ended, if there are enough for all of them.
+-- Reserve places for jobs among those of an API key that have not ended, or for a batch among those of a tenant, if there
+-- are enough for all of them.
 -- Returns {} if they are reserved, else the jobs that hold places, and when each got its own, in ms: the oldest first.
 -- Sent twice, the second finds the places of the first.
 local places_key = KEYS[1]

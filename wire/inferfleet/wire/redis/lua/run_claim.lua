@@ -6,6 +6,7 @@ local fence = ARGV[1]
 local runner = ARGV[2]
 local lease_ms = ARGV[3]
 
+-- part: rest_of_lease
 local r = redis.call('HMGET', run_key, 'order', 'state', 'fence', 'lease_until', 'claims')
 local state, claims = r[2], tonumber(r[5] or 0)
 if not r[1] then
@@ -14,10 +15,11 @@ end
 -- Redis' clock, because the clocks of two runners differ.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local rest = rest_of_lease(run_key, 'lease_until', tonumber(r[4] or 0), tonumber(lease_ms), now)
 if state == 'running' and r[3] == fence then
   return {'claimed', claims}
-elseif state == 'running' and tonumber(r[4]) > now then
-  return {'held', tonumber(r[4]) - now}
+elseif state == 'running' and rest > 0 then
+  return {'held', rest}
 elseif state == 'waiting' then
   return {'waiting'}
 elseif state ~= 'queued' and state ~= 'running' then

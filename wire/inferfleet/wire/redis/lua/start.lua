@@ -36,15 +36,17 @@ local traceparent = ARGV[20] -- '' for none, or one that is not sampled
 local submitted_to = ARGV[21] -- '' if that is the pool
 local not_before_ms = ARGV[22] -- when the job may start, as its message says; '' for now; 0 to end it, whatever the record says
 
+-- part: rest_of_lease
 -- Redis' clock, because the clocks of two workers differ.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
-  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered', 'tenant', 'not_before')
+  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered', 'tenant', 'not_before', 'lease_ms', 'pause_ms')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or message_reply_to
 local deaths = tonumber(r[11] or 0)
-local lease = tonumber(r[6] or 0)
+-- While the job waits, it is the pause before its next attempt.
+local rest = rest_of_lease(job_key, 'lease', tonumber(r[6] or 0), tonumber(state == 'running' and r[18] or r[19] or math.huge), now)
 local identity = r[13] or ''
 local begun = r[8] == fence or r[8] == fence .. '+restarted'
 -- A copy of this call that was held up on its way: it was refused, or the attempt it began is over.
@@ -62,7 +64,9 @@ local function refused(verdict, rest_ms)
 end
 local early_ms = not_before_ms == '0' and 0 or (tonumber(r[17] or not_before_ms) or 0) - now
 local function early()
-  remember(fence)
+  if not late then
+    remember(fence)
+  end
   return {'early', early_ms, 0, '', charged, reply_to, '', redis.call('EXISTS', request_key), ''}
 end
 local restart = ''
@@ -98,8 +102,8 @@ elseif state == 'running' then
     return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity,
       redis.call('EXISTS', request_key), attempt == 1 and r[15] or ''}
   end
-  if late or (r[5] ~= worker and lease > now) then
-    return refused('busy', math.max(0, lease - now))
+  if rest > 0 and (late or r[5] ~= worker) then
+    return refused('busy', rest)
   end
   -- Its worker is gone without a word. What it added counts for it only if it is kept.
   deaths = deaths + 1
@@ -108,10 +112,10 @@ elseif state == 'running' then
   end
 elseif state ~= 'queued' then
   return {'done', attempt, 0, '', charged, reply_to, ''}
-elseif begun or late then
+elseif begun then
   return {'busy', 0, 0, '', charged, reply_to, ''}
-elseif lease > now and not r[7] then
-  return refused('busy', lease - now)
+elseif rest > 0 and not r[7] then
+  return refused('busy', rest)
 elseif attempt == 0 and early_ms > 0 then
   return early()
 end
@@ -125,6 +129,9 @@ elseif charged >= tonumber(max_attempts) or deaths >= tonumber(max_deaths) then
   verdict = 'exhausted'
 elseif charged >= tonumber(suspect_after) and alone == '0' then
   return refused('suspect', attempt)
+end
+if late then
+  return refused('busy', math.max(0, rest))
 end
 
 attempt = attempt + 1
