@@ -6,22 +6,24 @@
     python benchmarks/scheduling.py tenants     the wait beside a tenant with very many jobs ÷ alone
     python benchmarks/scheduling.py starts      when jobs start ÷ when they were expected to
     python benchmarks/scheduling.py warm        the share of sessions' prompt tokens that workers have cached
+    python benchmarks/scheduling.py prompts     the same of jobs without a session that share documents
     python benchmarks/scheduling.py urgent --vllm-model FOLDER      on vLLM, which has to be installed
 
 Times are ratios of one run. The engine models a GPU in real time, so what is measured beside it is our own
 overhead and the order of jobs. ``urgent`` fails if an answer is not the one that the same job gets when
-nothing preempts it.
+nothing preempts it. On vLLM it needs ``VLLM_CPU_KVCACHE_SPACE=1`` on a machine without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +40,7 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.producer.timeline import EventKind
-from inferfleet.schemas import Job, Priority, Result
+from inferfleet.schemas import Job, Priority, Result, Usage
 from inferfleet.schemas.journal import TokensEntry
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.wire.redis.connection import command_pipeline, redis_client
@@ -62,7 +64,12 @@ class Load:
     @classmethod
     def on_vllm(cls, model: str) -> Load:
         """As much as a small model on two cores can do in two minutes."""
-        args = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}
+        args = {
+            "dtype": "float32",
+            "max_model_len": 2048,
+            "enforce_eager": True,
+            "scheduler_cls": "counting_scheduler.CountingScheduler",
+        }
         return cls(
             engine="vllm",
             model=model,
@@ -129,21 +136,40 @@ def chat(words: str, tokens: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": words}], "simulated": {"tokens": tokens}}
 
 
+@dataclass(frozen=True, slots=True)
+class Urgent:
+    """How long an urgent job took to its first token, and its parts: to its start, and from there."""
+
+    waited_s: float
+    started_s: float
+    engine_s: float
+    usage: Usage
+
+
 async def urgent(services: Services, load: Load = Load()) -> None:
-    """Urgent jobs at random times on an idle and on a full worker: about two a second, on vLLM fewer."""
+    """Urgent jobs at random times on an idle and on a full worker: about two a second, on vLLM fewer.
+
+    As many on the idle worker as on the full one: half of them before, and half after it.
+    """
     pool = "urgent"
     with tempfile.TemporaryDirectory(prefix="inferfleet-scheduling-") as folder:
-        log = Path(folder) / "tokens"
+        steps = Path(folder) / "steps"
         simulated = load.engine == "simulated"
         settings: dict[str, Any] = {
             "engine": load.engine,
-            "engine_args": {"token_log": str(log)} if simulated else load.engine_args,
+            "engine_args": {"token_log": str(steps)} if simulated else load.engine_args,
             "max_running": load.slots,
         }
         if load.model is not None:
             settings["model"] = load.model
+            os.environ["BENCH_STEPS"] = str(steps)
+            # The engine's process imports the scheduler from here.
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+            )
         async with one_worker(services, pool, **settings) as fleet:
-            idle = await first_tokens_s(fleet, pool, load)
+            before = counted(steps)
+            idle = await run_urgent(fleet, pool, load, range(load.urgent // 2))
             chance = random.Random(2)
             bodies = [
                 load.chat(f"batch {number}", chance.randint(*load.long)) for number in range(3 * load.slots)
@@ -152,43 +178,66 @@ async def urgent(services: Services, load: Load = Load()) -> None:
             await asyncio.gather(*(first_token(fleet, job) for job in jobs[: load.slots]))
             # From now on they may be preempted.
             await asyncio.sleep(WorkerSettings.model_fields["preempt_min_run_s"].default)
-            full = await first_tokens_s(fleet, pool, load)
+            full = await run_urgent(fleet, pool, load, range(load.urgent))
             results = [result.raise_for_state() for result in await fleet.wait_many(jobs)]
-            generated = sum(map(int, log.read_text().split())) if simulated else 0
+            idle += await run_urgent(fleet, pool, load, range(load.urgent // 2, load.urgent))
+            generated, computed = (now - then for now, then in zip(counted(steps), before, strict=True))
             stories = [[event.kind for event in await fleet.timeline(job)] for job in jobs]
             # Nothing is more urgent now, so these run to their ends.
             again = await fleet.wait_many(await fleet.submit_many(bodies, pool=pool, priority=1))
-    answers = sum(result.usage.completion_tokens for result in results) + 2 * load.urgent * load.short
+    usages = [*(result.usage for result in results), *(each.usage for each in [*idle, *full])]
+    answers = sum(usage.completion_tokens for usage in usages)
     differ = sum(result.text != alone.text for result, alone in zip(results, again, strict=True))
+    print("first token, ms, median and p99; the median of full ÷ idle, and its p99")
+    for part in ("waited_s", "started_s", "engine_s"):
+        one, other = ([getattr(each, part) for each in some] for some in (idle, full))
+        print(
+            f"{part:10}: idle {shown(one)}, full {shown(other)}; "
+            f"{statistics.median(other) / statistics.median(one):.2f} and {p99(other) / p99(one):.2f}"
+        )
     print(
-        f"first token, ms, median and p99: idle {shown(idle)}, full {shown(full)}\n"
-        f"full ÷ idle: median {statistics.median(full) / statistics.median(idle):.2f}, "
-        f"p99 {p99(full) / p99(idle):.2f}\n"
         f"{sum(story.count(EventKind.PREEMPTED) for story in stories)} preemptions, "
-        f"{differ} of {len(jobs)} answers differ"
-        + (f", {generated / answers - 1:.2%} of all tokens wasted" if simulated else "")
+        f"{differ} of {len(jobs)} answers differ, {generated / answers - 1:.2%} of all tokens wasted"
     )
-    if differ and simulated:
+    if not simulated:
+        # The last token of an answer is not computed any further.
+        needed = answers + sum(usage.prompt_tokens - usage.cached_tokens - 1 for usage in usages)
+        print(f"{computed / needed - 1:.2%} more tokens computed than without preemptions")
+    if differ:
         raise SystemExit(1)
 
 
-async def first_tokens_s(fleet: Fleet, pool: str, load: Load) -> list[float]:
+def counted(steps: Path) -> tuple[int, int]:
+    """Return the tokens that were generated, and on vLLM those that were computed."""
+    lines = [[int(number) for number in line.split()] for line in steps.read_text().splitlines()]
+    return sum(line[0] for line in lines), sum(line[-1] for line in lines)
+
+
+async def run_urgent(fleet: Fleet, pool: str, load: Load, numbers: range) -> list[Urgent]:
     chance = random.Random(1)
 
-    async def one(number: int) -> float:
+    async def one(number: int) -> Urgent:
         body = load.chat(f"urgent {number}", load.short)
         began = time.perf_counter()
         job = await fleet.submit(body, pool=pool, priority=9, stream=True)
         await first_token(fleet, job)
-        taken = time.perf_counter() - began
-        await fleet.wait(job)
-        return taken
+        waited_s = time.perf_counter() - began
+        result = (await fleet.wait(job)).raise_for_state()
+        at = {event.kind: event.at for event in reversed(await fleet.timeline(job))}
+        started_s, engine_s = (
+            (at[later] - at[earlier]).total_seconds()
+            for earlier, later in (
+                (EventKind.QUEUED, EventKind.STARTED),
+                (EventKind.STARTED, EventKind.TOKENS),
+            )
+        )
+        return Urgent(waited_s, started_s, engine_s, result.usage)
 
-    waits: list[asyncio.Task[float]] = []
-    for number in range(load.urgent):
-        waits.append(asyncio.create_task(one(number)))
+    running: list[asyncio.Task[Urgent]] = []
+    for number in numbers:
+        running.append(asyncio.create_task(one(number)))
         await asyncio.sleep(chance.uniform(0, 2 * load.every_s))
-    return await asyncio.gather(*waits)
+    return await asyncio.gather(*running)
 
 
 async def first_token(fleet: Fleet, job: Job) -> None:
@@ -337,9 +386,26 @@ async def warm(services: Services) -> None:
 
     A worker's cache has room for half as many sessions again as their share.
     """
+    await speak(services, "warm", talk)
+
+
+async def prompts(services: Services) -> None:
+    """The same as ``warm``, for as many documents, about each of which twelve jobs without a session ask."""
+    await speak(services, "prompts", ask, warm_prompt_chars=4000)
+
+
+Speak = Callable[[Fleet, str, int], Awaitable[list[tuple[Result, float]]]]
+
+
+async def speak(services: Services, name: str, talk: Speak, *, warm_prompt_chars: int = 0) -> None:
+    """Speak on eight workers with as many as 64 at once, with and without waiting for warm workers."""
+    urls: dict[str, Any] = {
+        "amqp_url": services.amqp_url,
+        "redis_url": services.redis_url,
+        "warm_prompt_chars": warm_prompt_chars,
+    }
     for wait_s in (WARM_WAIT_S, 0.0):
-        urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
-        pool = f"warm-{wait_s:g}"
+        pool = f"{name}-{wait_s:g}"
         worker = WorkerSettings(
             **urls,
             pool=pool,
@@ -369,7 +435,7 @@ async def warm(services: Services) -> None:
                 f"{len(spoken) / took_s:.1f} turns/s, submit to end {shown([s for _, s in spoken])} ms, "
                 f"median and p99; {others / took_s:.1f} other jobs/s"
             )
-            if wait_s:
+            if wait_s and not warm_prompt_chars:
                 await killed(fleet, pool, started)
 
 
@@ -390,6 +456,23 @@ async def talk(fleet: Fleet, pool: str, number: int) -> list[tuple[Result, float
         await asyncio.sleep(chance.uniform(0, 2))
         turns.append(await turn(fleet, session, pool, QUESTION if turns else f"{number} " + DOCUMENT))
     return turns
+
+
+async def ask(fleet: Fleet, pool: str, number: int) -> list[tuple[Result, float]]:
+    """Ask twelve questions about a document, which is in the system prompt, as ``talk`` does."""
+    chance = random.Random(number)
+    answers: list[tuple[Result, float]] = []
+    for each in range(12):
+        await asyncio.sleep(chance.uniform(0, 2))
+        said = [
+            {"role": "system", "content": f"{number} " + DOCUMENT},
+            {"role": "user", "content": f"{each} {QUESTION}"},
+        ]
+        began = time.perf_counter()
+        body = {"messages": said, "simulated": {"tokens": SHORT}}
+        result = (await fleet.run(body, pool=pool)).raise_for_state()
+        answers.append((result, time.perf_counter() - began))
+    return answers
 
 
 async def turn(fleet: Fleet, session: Session, pool: str, words: str) -> tuple[Result, float]:
@@ -421,7 +504,14 @@ def shown(taken: list[float]) -> str:
     return f"{statistics.median(taken) * 1000:.0f} and {p99(taken) * 1000:.0f}"
 
 
-MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants, "starts": starts, "warm": warm}
+MEASUREMENTS: dict[str, Callable[[Services], Awaitable[None]]] = {
+    "urgent": urgent,
+    "oldest": oldest,
+    "tenants": tenants,
+    "starts": starts,
+    "warm": warm,
+    "prompts": prompts,
+}
 
 if __name__ == "__main__":
     asyncio.run(main())

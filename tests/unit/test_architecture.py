@@ -96,6 +96,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.pool_key("pool"),
         names.shares_key("pool"),
         names.preferred_key("pool", "<tenant>"),
+        names.warm_prompt_key("pool", "<beginning>"),
         names.waiting_turns_key("pool"),
         names.open_key("pool", 0).replace(":0", ":<priority>"),
         names.held_key("pool"),

@@ -45,6 +45,7 @@ SPELT = [
     (names.left_key("s1"), "inferfleet:session:{s1}:left"),
     (names.session_call_key("s1", "t1"), "inferfleet:session:{s1}:call:t1"),
     (names.pool_key("chat"), "inferfleet:pool:{chat}"),
+    (names.warm_prompt_key("chat", "ab12"), "inferfleet:pool:{chat}:warm:ab12"),
     (names.waiting_turns_key("chat"), "inferfleet:pool:{chat}:waiting_turns"),
     (names.open_key("chat", 4), "inferfleet:pool:{chat}:open:4"),
     (names.held_key("chat"), "inferfleet:pool:{chat}:held"),

@@ -46,6 +46,7 @@ from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, seconds_
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 from inferfleet.wire.redis.shares import PoolShares
+from inferfleet.wire.redis.warm_prompts import WarmPrompts
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,10 @@ class Submission:
             pipeline, records, queued_ttl_s=settings.queued_ttl_s, publish=self._publish_ready
         )
         self._shares = PoolShares(pipeline, ttl_s=settings.queued_ttl_s) if settings.fair_shares else None
+        self._warm_prompts: WarmPrompts | None = None
+        # RabbitMQ may lose what it moves from a worker's queue.
+        if settings.warm_prompt_chars and settings.keep_requests:
+            self._warm_prompts = WarmPrompts(pipeline, least=settings.warm_prompt_chars)
         self._name = os.urandom(4).hex()
         self._calls = count()
         """Together they name a submission."""
@@ -492,8 +497,17 @@ class Submission:
         delay_s = 0.0
         if job.not_before is not None:
             delay_s = (job.not_before - self._records.clock.now()).total_seconds()
-        if await self._publisher.publish(job, body=body, delay_s=delay_s) or again:
+        warm = "" if delay_s > 0 else await self._warm_worker(job)
+        if await self._publisher.publish(job, body=body, warm=warm, delay_s=delay_s) or again:
             await self._note_copy(job)
+
+    async def _warm_worker(self, job: Job) -> str:
+        """Return the routing key of the worker that has the prompt's beginning cached; ``""`` if none."""
+        if self._warm_prompts is not None and job.priority < self._settings.preempt_from:
+            # No error if this fails: any worker can run the job.
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                return await self._warm_prompts.find(job)
+        return ""
 
     async def _publish_ready(self, job: Job, body: bytes, reply_to: str) -> None:
         await self._publisher.publish(job, body=body, reply_to=reply_to)

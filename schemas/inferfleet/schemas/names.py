@@ -257,6 +257,11 @@ def preferred_key(pool: str, tenant: str) -> str:
     return f"inferfleet:pool:{{{pool}}}:preferred:{tenant}"
 
 
+def warm_prompt_key(pool: str, beginning: str) -> str:
+    """Key of the routing key of the worker that was the last to answer a prompt with this beginning."""
+    return f"inferfleet:pool:{{{pool}}}:warm:{beginning}"
+
+
 def waiting_turns_key(pool: str) -> str:
     """Key of the sorted set of a pool's turns that wait in lanes, by the time at which their lane expires."""
     return f"inferfleet:pool:{{{pool}}}:waiting_turns"

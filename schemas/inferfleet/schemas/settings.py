@@ -124,6 +124,9 @@ class ServiceSettings(BaseSettings):
     publishes such a job announces it to the pool's workers."""
     fair_shares: bool = False
     """Whether tenants share each pool by what they have been served lately."""
+    warm_prompt_chars: Annotated[int, Field(ge=0, le=MOST)] = 0
+    """From how many characters on the common beginning of two prompts counts: a job without a session waits
+    for the worker that has it in the prefix cache, as a session's next turn does. With 0 it does not wait."""
     allow_eviction: bool = False
     redis_wait_replicas: Annotated[int, Field(ge=0, le=100)] = 0
     """On how many replicas of Redis a job's record must be before ``submit`` publishes it, and a job's end

@@ -45,6 +45,7 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
 from inferfleet.worker.urgent import UrgentJobs
+from inferfleet.worker.warm_prompts import WarmPromptNotes
 from inferfleet.worker.work_counting import WorkCounting
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Parts(NamedTuple):
     spans: AttemptSpans | None
     open_jobs: OpenJobs
     urgent: UrgentJobs
-    served_shares: ServedShares | None
+    noting: list[ServedShares | WarmPromptNotes]
+    """Observers that write to Redis what they see."""
 
 
 def assemble(
@@ -121,10 +123,12 @@ def assemble(
 
         spans = AttemptSpans(spans_to, settings=settings, records=records)
         observers.append(spans)
-    served_shares: ServedShares | None = None
+    noting: list[ServedShares | WarmPromptNotes] = []
     if settings.fair_shares:
-        served_shares = ServedShares(settings, pipeline)
-        observers.append(served_shares)
+        noting.append(ServedShares(settings, pipeline))
+    if settings.warm_prompt_chars and settings.warm_wait_s:
+        noting.append(WarmPromptNotes(settings, pipeline, leaving))
+    observers += noting
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
@@ -209,4 +213,4 @@ def assemble(
         followers=followers,
     )
     urgent = UrgentJobs(lost_messages, least=settings.preempt_from, slots=slots, here=processor.runs)
-    return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent, served_shares)
+    return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent, noting)

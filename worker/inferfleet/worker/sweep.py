@@ -280,7 +280,12 @@ class Sweep:
         """Publish a lost job. Return false if it is not lost after all, or cannot be published."""
         stub = self._republishing.stub(job.id, marks, priority=priority)
         had_ms = max(job.held_ms, marks.had_until_ms)
-        if stub.session_id is not None and not await self._may_be_in_front(stub, front, had_ms):
+        if stub.session_id is not None:
+            if not await self._may_be_in_front(stub, front, had_ms):
+                return False
+        elif self._settings.warm_prompt_chars and (
+            self._in_pools_queue_ms(job.published_ms, had_ms) >= self._certain_before_ms(front)
+        ):
             return False
         match await self._republishing.publish(stub, marks):
             case Revival.CHANGED:
@@ -302,10 +307,14 @@ class Sweep:
             await self._pass_over(turn.model_copy(update={"id": owner}), since_ms)
             return False
         # Its place in the queue is of that time, however early it was submitted.
-        if self._settings.warm_wait_s:
-            # It may have been in a worker's own queue, and what comes from there gets the last place.
-            since_ms = max(since_ms + int(self._settings.warm_wait_s * 1000), had_ms)
-        return not owner or since_ms < self._certain_before_ms(front)
+        return not owner or self._in_pools_queue_ms(since_ms, had_ms) < self._certain_before_ms(front)
+
+    def _in_pools_queue_ms(self, published_ms: int, had_ms: int) -> int:
+        """Return from when a job has its place in the pool's queue, at the latest."""
+        if not self._settings.warm_wait_s:
+            return published_ms
+        # It may have been in a worker's own queue, and what comes from there gets the last place.
+        return max(published_ms + int(self._settings.warm_wait_s * 1000), had_ms)
 
     async def _pass_over(self, owner: Job, since_ms: int) -> None:
         """Let the turn after this one run, if it has ended and nobody is about to do that."""

@@ -180,7 +180,7 @@ class Worker:
                 "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
             )
             self._metrics.watch_commands(pipeline)
-            processor, journal, sweep, ageing, spans, open_jobs, urgent, served_shares = assemble(
+            processor, journal, sweep, ageing, spans, open_jobs, urgent, noting = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -210,8 +210,7 @@ class Worker:
             ]
             if spans is not None:
                 chores.append(background.create_task(spans.run()))
-            if served_shares is not None:
-                chores.append(background.create_task(served_shares.run()))
+            chores += [background.create_task(observer.run()) for observer in noting]
             try:
                 await self._serve(processor, urgent, broker)
                 if spans is not None:
