@@ -9,6 +9,8 @@ ARGS ?=
 
 # Processes that share the tests: they wait most of the time. 0 is for -s and the debugger.
 TEST_JOBS ?= 6
+# The same for those of an engine: vLLM and two models take about 5 GB in each.
+ENGINE_JOBS ?= 2
 
 # What a command starts, hundreds of processes in the tests, shall not compile everything again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -47,7 +49,7 @@ mutate: venv services ## See that each test that injects a fault fails where the
 
 test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 	@scripts/setup-demo-model $(ENGINE_VENV) >/dev/null
-	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)
+	@$(ENGINE_VENV)/bin/pytest tests/engine -n $(ENGINE_JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 chaos: venv services ## Break everything at random for MINUTES= from SEED=, and check that no job suffered
 	@$(VENV)/bin/inferfleet-chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -99,7 +99,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     group = parameters.get("contract_services")
     if "managed" in getattr(item, "fixturenames", ()):
         group = "managed"
-    elif group is None and 'scope="module"' in item.path.read_text(encoding="utf-8"):
+    elif group is None and ("engine" in item.path.parts or 'scope="module"' in item.path.read_text("utf-8")):
         group = item.path
     if group is not None:
         item.add_marker(pytest.mark.xdist_group(str(group)))

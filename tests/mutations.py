@@ -28,6 +28,9 @@ from inferfleet.local.worker_processes import WorkerProcess
 
 TESTS = Path(__file__).parent
 
+INJECTED = "injected"
+"""The property of a test that has called what injects the fault."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
@@ -61,7 +64,7 @@ class Without:
 
     def __init__(self, mutation: Mutation) -> None:
         self._mutation = mutation
-        self._running: str | None = None
+        self._running: pytest.Item | None = None
         """The test that runs, outside its teardown: what ends there is to end."""
         self._injected: set[str] = set()
         self._failed: set[str] = set()
@@ -83,13 +86,16 @@ class Without:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._running = item.nodeid
+        self._running = item
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
         self._running = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # The test may have run in a process of pytest-xdist: reports come from there, this object does not.
+        if INJECTED in dict(report.user_properties):
+            self._injected.add(report.nodeid)
         if report.failed:
             self._failed.add(report.nodeid)
 
@@ -122,7 +128,7 @@ class Without:
             only = self._mutation.signal
             if self._running is None or not _is_of_a_test(method) or (only and only not in arguments):
                 return method(*arguments)
-            self._injected.add(self._running)
+            self._running.user_properties.append((INJECTED, True))
             return nothing() if inspect.iscoroutinefunction(method) else None
 
         return instead

@@ -35,7 +35,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*"]
-else:
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import vLLM before anything starts, except where pytest-xdist runs the tests in other processes."""
+    shares_tests = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+    if find_spec("vllm") is None or shares_tests:
+        return
     # vLLM and its libraries warn of each other; that is not ours to mend.
     with warnings.catch_warnings(action="ignore"):
         import vllm.v1.engine.async_llm
@@ -45,6 +51,7 @@ else:
     IMPORTED.append(SERVER)
     multiprocessing.set_forkserver_preload(IMPORTED)
     start_quickly("forkserver")
+
 
 MAX_MODEL_LEN = 1024
 MAX_RUNNING = 64

@@ -130,6 +130,8 @@ async def test_a_write_whose_connection_is_replaced_before_replicas_have_it_is_r
         settings = ProducerSettings(redis_wait_replicas=99, redis_wait_timeout_ms=50)
         replicas = Replicas(pipeline, settings, patience_s=0.0)
         writes = 0
+        # The first command of all makes the connection that is replaced.
+        await pipeline.execute("TIME")
 
         async def write() -> None:
             nonlocal writes

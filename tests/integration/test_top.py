@@ -332,16 +332,20 @@ async def test_an_outage_is_shown_and_the_view_goes_on(
             assert rows(app.pools)[pool][1:4] == ["0", "0", "-"]
             await fleet.submit("hello", pool=pool)
             await until(lambda: rows(app.pools)[pool][1:4] == ["1", "0", "-"])
+            connected = rabbitmq.accepted
             rabbitmq.reset()
             rabbitmq.heal()
             await until(lambda: rows(app.pools)[pool][1:4] == ["1", "0", "1"])
+            assert rabbitmq.accepted > connected
 
             redis.hold(*Direction)
             await until(lambda: "cannot read Redis, so this is the fleet at" in text(app, "#outages"))
             assert rows(app.pools)[pool][1:4] == ["1", "0", "1"]
+            connected = redis.accepted
             redis.reset()
             redis.heal()
             await until(lambda: not app.query_one("#outages").display)
+            assert redis.accepted > connected
 
 
 # The terminal

@@ -112,6 +112,7 @@ async def test_a_worker_that_ignores_its_orders_is_killed(
         worker = processes.start(settings(drain_timeout_s=0))
         await wait_until_ready([worker], timeout_s=PATIENCE_S)
         worker.send_signal(signal.SIGSTOP)
+        assert await worker.heartbeat() is None
 
         assert await worker.stop() == -signal.SIGKILL
 

@@ -229,5 +229,7 @@ def _settings(folder: Path, data: Path, name: str, port_mapper_port: int) -> dic
         # With this set, the script becomes the server instead of waiting beside it, so that the process
         # we know is the server itself.
         "RABBITMQ_ALLOW_INPUT": "true",
+        # `rabbitmqctl` runs for a moment: threads for more than one core would be most of its work.
+        "RABBITMQ_CTL_ERL_ARGS": "+S 1:1 +SDio 1 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
     }
