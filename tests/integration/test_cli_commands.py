@@ -423,3 +423,15 @@ async def test_a_queue_of_runs_has_the_name_of_a_pool(inferfleet: RunCommand) ->
     ended = await inferfleet("agent", "list", "--queue", "ZZ")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("inferfleet: pool: 'ZZ' is not a pool name")
+    ended = await inferfleet("agent", "start", "clerk", "go", "--queue", "ZZ")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("inferfleet: pool: 'ZZ' is not a pool name")
+
+
+async def test_a_run_needs_a_queue_that_a_runner_has_declared(
+    inferfleet: RunCommand, fleet: Fleet, pool: str
+) -> None:
+    ended = await inferfleet("agent", "start", "clerk", "go", "--queue", pool)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"there is no queue {pool!r} of runs: start a runner for it" in ended.err
+    assert await AgentRuns(fleet).list(pool) == []

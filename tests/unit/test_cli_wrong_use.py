@@ -64,13 +64,17 @@ def assert_refused(ended: Ended, message: str) -> None:
         (("hello", "--expires", "soon"), "'--expires': 'soon' is neither a duration like 90s"),
         (("hello", "--expires", "2027-01-31T12:00:00"), "nor a time with its zone"),
         (("hello", "--expires", "99999999999d"), "neither a duration"),
-        (("hello", "--on-busy", "wait"), "Invalid value for '--on-busy'"),
+        (("hello", "--on-busy", "wait"), "Invalid value for '--on-busy': 'wait' is not one of 'enqueue'"),
+        (("hello", "--on-busy", "reject"), "on_busy: only a session can be busy"),
+        (("then {{jobs.0.text}}",), "{{jobs.0.text}} stands for the text of a job in after"),
         (("hello", "--endpoint", "/v1/embeddings", "--max-tokens", "5"), "generates no text"),
         (("hello", "--endpoint", "/v1/completions", "--system", "x"), "has no system message"),
         (("hello", "--endpoint", "/v1/rerank"), "needs more than a prompt"),
-        (("hello", "--timeout", "long"), "Invalid value for '--timeout'"),
+        (("hello", "--timeout", "long"), "Invalid value for '--timeout': must be a number, not 'long'"),
+        (("hello", "--max-tokens", ""), "Invalid value for '--max-tokens': must be a whole number, not ''"),
         (("hello", "--endpoint", "/v1/images"), "'/v1/images' is not one of"),
         (("hello", "--metadata", "novalue"), "'--metadata': 'novalue' is not of the form key=value"),
+        (("hello", "--metadata", "a=1", "--metadata", "a=1"), "'--metadata': 'a' is given twice"),
         (("--body", "/does/not/exist"), "cannot read /does/not/exist: No such file"),
         (("hello", "--colour", "red"), "No such option: --colour"),
         (("hello", "--after", "j-1"), "inferfleet: after[0]: 'j-1' is not a UUID in lower case"),
@@ -88,7 +92,12 @@ def test_submit_refuses_what_it_cannot_read(
         (("get",), "Missing argument 'JOB'"),
         (("get", "-"), "stdin has no job ids"),
         (("get", "j-1", "--timeout", "5"), "--timeout limits --wait: give both"),
-        (("get", "j-1", "--wait", "--timeout", "-1"), "Invalid value for '--timeout'"),
+        (("get", "j-1", "--wait", "--timeout", "-1"), "'--timeout': -1 is below the minimum 0"),
+        (("top", "--once", "--interval", "5"), "'--interval': --once prints one snapshot"),
+        (("top", "--interval", "0.1"), "'--interval': 0.1 is below the minimum 0.2"),
+        (("worker", "--pool", "a", "list"), "'--pool': is for a worker that runs, not for `worker list`"),
+        (("worker", "--max-running", "2", "drain", "w"), "'--max-running': is for a worker that runs"),
+        (("agent", "list", "--limit", "none"), "'--limit': must be a whole number, not 'none'"),
         (("stream", "j-1", "--after", "here"), "'here' is not the id of a journal line, like '0-0:0'"),
         (("stream", "j-1", "--after", ""), "'' is not the id of a journal line"),
         (("chat", "--priority", "soon"), "'soon' is neither a number"),
@@ -163,7 +172,8 @@ def test_a_pool_must_have_a_pools_name(inferfleet: Run) -> None:
         (("--engine-args", "[1, 2]"), '--engine-args is not a JSON object like {"max_model_len": 8192}'),
         (("--engine", "magic"), "no engine is named 'magic'; installed are: "),
         (("--max-running", "0"), "INFERFLEET_MAX_RUNNING: 0 is below the minimum 1"),
-        (("--max-running", "many"), "Invalid value for '--max-running'"),
+        (("--max-running", "many"), "Invalid value for '--max-running': must be a whole number, not 'many'"),
+        (("--base-url", "http://gpu:8000/v1"), "--base-url: the engine 'vllm' asks no server"),
         (("--look-ahead", "-1"), "INFERFLEET_LOOK_AHEAD: -1 is below the minimum 0"),
         (("--http-port", "70000"), "INFERFLEET_HTTP_PORT: 70000 is above the maximum 65535"),
         (("--pool", "Big GPUs"), "INFERFLEET_POOL: 'Big GPUs' is not a pool name: 1 to 63"),
@@ -196,11 +206,20 @@ def test_an_unknown_command_is_wrong_use(inferfleet: Run) -> None:
     assert_refused(inferfleet("explode"), "No such command 'explode'")
 
 
-@pytest.mark.parametrize("option", [("--plot", "plan.svg"), ("--startup-s", "120")])
+@pytest.mark.parametrize(
+    "option", [("--plot", "plan.svg"), ("--startup-s", "120"), ("--engine-profile", "llama-3.1-8b-h100")]
+)
 def test_autoscale_refuses_an_option_of_simulations_alone(inferfleet: Run, option: tuple[str, str]) -> None:
     manifest = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
     ended = inferfleet("autoscale", "--scaledobject", str(manifest), *option)
-    assert_refused(ended, "give --simulate TRACE.csv too")
+    assert_refused(ended, f"'{option[0]}': is only for a simulation: give --simulate TRACE.csv too")
+
+
+@pytest.mark.parametrize("option", [("--engine", "vllm"), ("--speedup", "2"), ("--until-idle",)])
+def test_a_simulation_refuses_an_option_of_workers(inferfleet: Run, option: tuple[str, ...]) -> None:
+    manifest = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
+    ended = inferfleet("autoscale", "--scaledobject", str(manifest), "--simulate", "trace.csv", *option)
+    assert_refused(ended, f"'{option[0]}': is not for a simulation: leave it or --simulate out")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_an_unknown_engine_is_told_what_there_is_and_what_was_meant(install: Ins
     [
         ("parrot:Engine", "import no_such_library", "No module named 'no_such_library'"),
         ("parrot:Engin", "class Engine: pass", "no attribute 'Engin'"),
+        ("parrot:Engine", "\n1 / 0", "parrot.py, line 2: ZeroDivisionError: division by zero"),
     ],
 )
 def test_an_engine_that_cannot_be_imported_names_its_package_and_the_reason(

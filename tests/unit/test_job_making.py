@@ -69,6 +69,33 @@ def test_only_a_turn_has_instructions_and_they_count_as_its_body_does() -> None:
         made("hello", instructions="x" * 2**20, session_id="talk")
 
 
+def test_only_a_turn_can_find_its_session_busy_or_change_its_state() -> None:
+    options: dict[str, Any] = {"on_busy": "reject", "state_patch": {"topic": "the sea"}}
+    for name, value in options.items():
+        assert getattr(made("hello", session_id="talk", **{name: value}), name) == value
+        for work in ("hello", BODY, Job(body=BODY)):
+            with pytest.raises(InvalidJobError, match=f"{name}: only a session .* set session_id, too"):
+                made(work, **{name: value})
+
+
+def test_a_prompt_with_the_text_of_a_job_says_after_which_job() -> None:
+    text = "Merge: {{jobs.0.text}}"
+    made(text, after=["01890a5d-ac96-774b-bcce-b302099a8057"])
+    for options in ({}, {"after": []}, {"after": None}, {"endpoint": "/v1/completions"}):
+        with pytest.raises(
+            InvalidJobError, match=r"body: \{\{jobs.0.text\}\} stands for .* give the whole body"
+        ):
+            made(text, **options)
+    with pytest.raises(InvalidJobError, match=r"\{\{jobs.3.text\}\} stands for"):
+        made("hello", system="You merge {{ jobs.3.text }}")
+    # Other braces are the model's. So is a whole body: it may have the words of anybody.
+    for prompt in ("{{jobs.x.text}}", "{{jobs.0.usage}}", "{jobs.0.text}", "{{name}}"):
+        made(prompt)
+    whole = {"messages": [{"role": "user", "content": text}]}
+    for work in (whole, Job(body=whole)):
+        assert made(work).body == whole
+
+
 @pytest.mark.parametrize(
     ("work", "options", "problem"),
     [

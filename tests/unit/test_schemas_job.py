@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
+import orjson
 import pytest
 from pydantic import ValidationError
 
-from inferfleet.schemas import Job, JobState, Priority
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Priority, Result, Usage
 from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.passages import Retrieve
+from inferfleet.schemas.prices import Prices
 from inferfleet.schemas.request import job_error
+from inferfleet.schemas.run import RunLimits
+from inferfleet.schemas.wire_model import WireModel
 
 SECRET = "the patient in room 12"
 WHEN = "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
@@ -34,6 +40,29 @@ def test_a_job_gets_an_id_a_time_and_the_usual_priority_by_itself() -> None:
     assert before <= job.submitted_at <= datetime.now(UTC)
     assert job.priority == Priority.NORMAL
     assert job.pool == "default"
+
+
+def test_a_program_that_misspells_a_field_is_told_but_a_newer_client_may_have_more() -> None:
+    misspelt: dict[type[WireModel], tuple[dict[str, Any], str]] = {
+        Job: ({"body": {}, "max_atempts": 1}, "max_attempts"),
+        Retrieve: ({"index": "docs", "min_scor": 1}, "min_score"),
+        RunLimits: ({"max_csot": 1}, "max_cost"),
+        Prices: ({"input": 1, "output": 1, "cached_inputs": 1}, "cached_input"),
+        Usage: ({"promt_tokens": 1}, "prompt_tokens"),
+    }
+    for model, (fields, meant) in misspelt.items():
+        with pytest.raises(
+            TypeError, match=rf"{model.__name__} has no field '\w+' \(did you mean '{meant}'\?\)"
+        ):
+            model(**fields)
+        for read in (model.model_validate(fields), model.model_validate_json(orjson.dumps(fields))):
+            assert fields.keys() - read.model_fields_set == {min(fields.keys() - model.model_fields.keys())}
+    whole = {
+        "job_id": new_job_id(),
+        "state": "failed",
+        "error": {"code": "internal", "message": "m", "more": 1},
+    }
+    assert Result.model_validate(whole).error == Failure(code=FailureCode.INTERNAL, message="m")
 
 
 def test_priorities_order_as_their_names_say() -> None:

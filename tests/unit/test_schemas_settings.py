@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -30,6 +32,15 @@ def test_without_variables_a_fleet_on_this_machine_is_meant() -> None:
     assert settings.queue_type is QueueType.CLASSIC
     assert settings.queue_max_length is None
     assert ProducerSettings().max_body_bytes == 1024 * 1024
+
+
+@pytest.mark.parametrize("settings", CLASSES)
+def test_a_program_that_misspells_a_setting_is_told(settings: type[ServiceSettings]) -> None:
+    with pytest.raises(ValidationError, match="redis_ulr"):
+        settings.model_validate({"redis_ulr": "redis://redis:6379/0"})
+    misspelt: dict[str, Any] = {"redis_ulr": "redis://redis:6379/0"}
+    with pytest.raises(ValidationError, match="redis_ulr"):
+        settings(**misspelt)
 
 
 def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from inferfleet.agents.agent import Agent
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.foreign_code import raised_by
 
 
 def load_agents(places: Iterable[str]) -> list[Agent]:
@@ -30,12 +31,16 @@ def _load(place: str) -> Agent:
         raise ConfigurationError(f"{place!r} is not of the form module:name, like my_agents:planner")
     try:
         found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise ConfigurationError(
-            f"{place!r}: there is no module {error.name!r}, neither in the current folder nor installed"
-        ) from error
+    except (Exception, SystemExit) as error:
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and f"{module}.".startswith(f"{error.name}.")
+        ):
+            raise ConfigurationError(
+                f"{place!r}: there is no module {error.name!r}, neither in the current folder nor installed"
+            ) from error
+        raise ConfigurationError(f"{place!r} cannot be imported: {raised_by(error)}") from error
     agent = getattr(found, name, None)
     if not isinstance(agent, Agent):
         what = "is not there" if agent is None else f"is a {type(agent).__name__}, not an Agent"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from inferfleet.agents.tool import Tool, ToolContext
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.near_match import did_you_mean
 
 if TYPE_CHECKING:
     from mcp.client import Client
@@ -43,6 +44,12 @@ class McpServer:
     def __post_init__(self) -> None:
         if bool(self.url) == bool(self.command):
             raise ConfigurationError("an McpServer has either a url or a command")
+        known = {each.name for each in fields(Tool)} - {"name", "description", "parameters", "invoke"}
+        for name in self.options.keys() - known:
+            raise ConfigurationError(
+                f"the MCP server {self.place!r}: options: {name!r} is not an option of a tool"
+                f"{did_you_mean(name, known)}; there are {', '.join(sorted(known))}"
+            )
 
     @property
     def place(self) -> str:

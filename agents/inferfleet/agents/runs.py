@@ -100,7 +100,8 @@ class AgentRuns:
 
         Once this has returned, the run reaches exactly one end. With an idempotency key, the same run is
         started only once, however often this is called. ``limits`` can only lower those of the agent: members
-        that are not set are the agent's. Without ``traceparent`` the run is in the current trace.
+        that are not set are the agent's. Without ``traceparent`` the run is in the current trace. A queue
+        that there is not is declared, and the run waits there for a runner; ``require_queue`` looks before.
 
         Raises:
             InvalidJobError: The order is invalid.
@@ -199,12 +200,15 @@ class AgentRuns:
         """Make sure that there is such a queue. ``start`` declares one that there is not.
 
         Raises:
+            InvalidJobError: No queue may have this name.
             UnknownPoolError: There is none.
 
         """
+        check_pool(queue)
         if await self._fleet.publisher.waiting(run_queue(queue)) is None:
             raise UnknownPoolError(
-                f"there is no queue {queue!r} of runs: start a runner for it (inferfleet agent run --queue)"
+                f"there is no queue {queue!r} of runs: start a runner for it, "
+                f"`inferfleet agent run MODULE:AGENT --queue {queue}`"
             )
 
     async def publish(self, order: RunOrder) -> None:

@@ -126,8 +126,9 @@ def start(
     prices = {"input": input_price, "cached_input": cached_input_price, "output": output_price}
     limits = _limits(max_cost, {name: price for name, price in prices.items() if price is not None})
 
-    def begin(runs: AgentRuns) -> Awaitable[str]:
-        return runs.start(
+    async def begin(runs: AgentRuns) -> str:
+        await runs.require_queue(queue)
+        return await runs.start(
             name, asked, queue=queue, priority=priority, limits=limits, idempotency_key=idempotency_key
         )
 
@@ -150,8 +151,9 @@ def replay(
 ) -> None:
     """Start a run with the order of another one. Tool calls that are not kept are made again."""
 
-    def begin(runs: AgentRuns) -> Awaitable[str]:
-        return runs.replay(run_id, from_step=from_step, idempotency_key=idempotency_key)
+    async def begin(runs: AgentRuns) -> str:
+        await runs.require_queue((await runs.get(run_id)).order.queue)
+        return await runs.replay(run_id, from_step=from_step, idempotency_key=idempotency_key)
 
     _begin(begin, wait=wait, as_json=as_json)
 

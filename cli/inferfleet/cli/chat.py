@@ -86,6 +86,8 @@ class Chat:
                 turns = record.turns if record else 0
                 greeting = f"session {line(self.session_id)}, {turns} turns; /exit leaves"
                 self._console.print(greeting, style="dim", markup=False, highlight=False)
+            if system and begun:
+                err("inferfleet: the session has turns already, so --system has no effect on it\n")
             instructions = [{"role": "system", "content": system}] if system and not begun else []
             with self._interrupts():
                 lines = _lines_of_stdin()

@@ -189,7 +189,7 @@ async def _swap(
         alive = [it for it in await read_heartbeats(pipeline) if it.pool == orders.pool]
         if not alive:
             raise UnknownPoolError(f"pool {orders.pool!r} has no live worker whose model can be swapped")
-        names = orders.workers or [it.worker_id for it in alive]
+        names = dict.fromkeys(orders.workers or [it.worker_id for it in alive])
         swapping = Swapping(pipeline, send, tell, pool=orders.pool, max_unavailable=orders.max_unavailable)
         await swapping.run(
             [SwapModel(swap_id=uuid.uuid4().hex, worker_id=name, **orders.fields) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
@@ -31,6 +32,14 @@ def none_empty(values: list[str] | None) -> list[str] | None:
     for value in values or ():
         not_empty(value)
     return values
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse options that have no effect here, if the command line has them. ``why`` says what to do."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(why, param_hint=f"'{parameter.opts[0]}'")
 
 
 def live_pools(incomplete: str) -> list[str]:
@@ -102,11 +111,13 @@ def parse_moment(text: str, *, option: str = "--expires") -> datetime:
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:
-    """Read ``key=value`` pairs."""
+    """Read ``key=value`` pairs, each with another key."""
     metadata: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise typer.BadParameter(f"{pair!r} is not of the form key=value", param_hint="'--metadata'")
+        if key in metadata:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="'--metadata'")
         metadata[key] = value
     return metadata

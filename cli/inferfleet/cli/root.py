@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
 
 class CommandModule(NamedTuple):
@@ -92,6 +93,24 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
 )
 
 
+class Root(TyperGroup):
+    """The root command. Its errors quote the value that typer cannot read."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Invoke the command that is called."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            from pydantic import ValidationError
+
+            if isinstance(error.__cause__, ValidationError):
+                from inferfleet.schemas.problems import sentence
+
+                problems = error.__cause__.errors(include_url=False)
+                error.message = "; ".join(sentence(problem, quoting=True) for problem in problems)
+            raise
+
+
 NAME = "inferfleet"
 
 COMPLETING = "_INFERFLEET_COMPLETE"
@@ -127,6 +146,7 @@ def _words_to_complete() -> list[str]:
 def build(arguments: Sequence[str]) -> typer.Typer:
     """Make the command line. Import only the command that is called; the others have only their help line."""
     app = typer.Typer(
+        cls=Root,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -26,7 +26,7 @@ from inferfleet.schemas.job import (
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.passages import Retrieve, passages_problem
-from inferfleet.schemas.predecessors import after_problem
+from inferfleet.schemas.predecessors import after_problem, prompt_problem
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
 
@@ -147,6 +147,9 @@ def make_job(
         raise InvalidJobError(problem)
     if problem := schedule_problem(job) or after_problem(job):
         raise InvalidJobError(problem)
+    # A whole body may be made of anybody's words, or be that of a job that has its texts already.
+    if isinstance(work, str) and (problem := prompt_problem(job)):
+        raise InvalidJobError(problem)
     if now is not None and job.not_before is not None and job.not_before > now + MAX_DELAY:
         raise InvalidJobError(
             f"not_before: {job.not_before.isoformat()} is more than {MAX_DELAY.days} days from now, which is "
@@ -154,6 +157,8 @@ def make_job(
         )
     if job.on_late is OnLate.REJECT and job.expires_at is None:
         raise InvalidJobError("on_late: only a job with expires_at can be late; set that, too")
+    if job.on_busy is not OnBusy.ENQUEUE and job.session_id is None:
+        raise InvalidJobError("on_busy: only a session can be busy; set session_id, too")
     if job.instructions:
         if job.session_id is None:
             raise InvalidJobError(
@@ -170,6 +175,8 @@ def make_job(
             f"{', '.join(sizes)} are {size:,} bytes together; the limit is {max_body_bytes:,} "
             "(INFERFLEET_MAX_BODY_BYTES)"
         )
+    if job.state_patch is not None and job.session_id is None:
+        raise InvalidJobError("state_patch: only a session has a state; set session_id, too")
     warn_of_misspelt_members(job.body)
     return job
 

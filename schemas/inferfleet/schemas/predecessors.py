@@ -29,6 +29,16 @@ def after_problem(job: Job) -> str | None:
     return None
 
 
+def prompt_problem(job: Job) -> str | None:
+    """Return why the prompt of a job names texts of others, although it runs after none; ``None`` if not."""
+    if job.after is not None or (first := next(_numbers(job.body), None)) is None:
+        return None
+    return (
+        f"body: {{{{jobs.{first}.text}}}} stands for the text of a job in after, which names none; name the "
+        "job there, or give the whole body to send these characters as they are"
+    )
+
+
 def bytes_with_texts(body: Mapping[str, Any], texts: Sequence[str]) -> int:
     """Return how many bytes these texts have in their places, in UTF-8, without making the body."""
     sizes = [len(text.encode()) for text in texts]

@@ -102,7 +102,7 @@ class ServiceSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
     amqp_url: Annotated[str, Field(repr=False)] = "amqp://guest:guest@127.0.0.1:5672/"

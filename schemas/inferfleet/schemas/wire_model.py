@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+from inferfleet.schemas.near_match import did_you_mean
 
 
 class WireModel(BaseModel):
     """A frozen message.
 
-    It ignores unknown fields, so that a newer producer can talk to an older worker. Its validation errors
+    It ignores unknown fields of what it reads, so that a newer producer can talk to an older worker; only a
+    program that makes one by a call, as ``Job(body=...)``, must not misspell a field. Its validation errors
     never quote the input, so that no prompt reaches a log.
     """
 
@@ -18,3 +23,20 @@ class WireModel(BaseModel):
         hide_input_in_errors=True,
         allow_inf_nan=False,
     )
+
+    def __init__(self, /, **fields: Any) -> None:
+        """Make a message of its fields.
+
+        Raises:
+            TypeError: It has no such field.
+            ValidationError: A value is invalid.
+
+        """
+        known = type(self).__pydantic_fields__
+        if not fields.keys() <= known.keys():
+            name = min(fields.keys() - known.keys())
+            raise TypeError(f"{type(self).__name__} has no field {name!r}{did_you_mean(name, known)}")
+        super().__init__(**fields)
+
+    # Without this, pydantic would call ``__init__`` also for what is read.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import pytest
 from pydantic import Field
 
-from inferfleet.agents import Agent, ToolContext, tool
+from inferfleet.agents import Agent, McpServer, ToolContext, tool
 from inferfleet.agents.agent import by_name
 from inferfleet.agents.loading import load_agents
 from inferfleet.schemas.errors import ConfigurationError, InvalidJobError
@@ -118,6 +118,63 @@ def test_a_place_without_an_agent_is_an_error(tmp_path: Path, monkeypatch: pytes
     ):
         with pytest.raises(ConfigurationError, match=why):
             load_agents([place])
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "why"),
+    [
+        ("divides", "\nzero = 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+        ("does_not_parse", "\n\ndef f(:\n", "line 3: SyntaxError: invalid syntax"),
+        (
+            "imports",
+            "import no_such_library",
+            "line 1: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
+        ("exits", "import sys\nsys.exit('no')", "line 2: SystemExit: no"),
+        (
+            "misspells",
+            "from inferfleet.agents import RunLimits\nRunLimits(max_csot=1)",
+            r"line 2: TypeError: RunLimits has no field 'max_csot' \(did you mean 'max_cost'\?\)",
+        ),
+        (
+            "exceeds",
+            "from inferfleet.agents import RunLimits\nRunLimits(max_steps=0)",
+            "line 2: max_steps: 0 is below the minimum 1",
+        ),
+        (
+            "names",
+            "from inferfleet.agents import Agent\nAgent(name='a b')",
+            "line 2: agent 'a b': a name has 1 to 64",
+        ),
+        (
+            "deep",
+            "import json\nvalue = json.loads('{')",
+            "deep.py, line 2: JSONDecodeError: Expecting property name",
+        ),
+    ],
+)
+def test_a_module_of_agents_that_raises_is_an_error_that_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / f"{name}.py").write_text(source)
+    with pytest.raises(
+        ConfigurationError, match=f"'{name}:a' cannot be imported: {tmp_path}/{name}.py, "
+    ) as it:
+        load_agents([f"{name}:a"])
+    assert it.match(why)
+    assert "\n" not in str(it.value)
+
+
+def test_options_of_the_tools_of_a_server_are_known() -> None:
+    with pytest.raises(
+        ConfigurationError,
+        match=r"'needs_aproval' is not an option of a tool \(did you mean 'needs_approval'",
+    ):
+        McpServer(url="http://127.0.0.1:1/mcp", options={"needs_aproval": True})
+    with pytest.raises(ConfigurationError, match="'invoke' is not an option of a tool"):
+        McpServer(url="http://127.0.0.1:1/mcp", options={"invoke": print})
 
 
 async def decide_later(_: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -15,6 +15,8 @@ from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.ordering import ordering
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.process import run_process
+
+ENGINES_WITHOUT_SERVERS: Final = frozenset({"simulated", "vllm"})
 
 
 class WorkerEndedError(InferfleetError):
@@ -62,6 +64,13 @@ def worker(
     Each option has an environment variable, such as INFERFLEET_POOL, which the option overrides.
     """
     if context.invoked_subcommand is not None:
+        for parameter in context.command.params:
+            source = context.get_parameter_source(parameter.name or "")
+            if source is not None and source.name == "COMMANDLINE":
+                raise typer.BadParameter(
+                    f"is for a worker that runs, not for `worker {context.invoked_subcommand}`: leave it out",
+                    param_hint=f"'{parameter.opts[0]}'",
+                )
         return
     remarks: list[str] = []
     settings = read_settings(
@@ -79,6 +88,10 @@ def worker(
         worker_id=worker_id,
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )
+    if base_url and settings.engine in ENGINES_WITHOUT_SERVERS:
+        raise ConfigurationError(
+            f"--base-url: the engine {settings.engine!r} asks no server; add --engine openai, or leave it out"
+        )
     try:
         run_process(settings, remarks=remarks)
     except EngineDeadError as error:

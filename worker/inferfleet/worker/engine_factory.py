@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.foreign_code import raised_by
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.ports import AdapterEngine, Engine
@@ -31,10 +32,11 @@ def make_engine(settings: WorkerSettings) -> Engine:
     found = find_engine(settings.engine)
     try:
         make: EngineFactory = found.load()
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
+        said = error if isinstance(error, ImportError | AttributeError) else raised_by(error)
         raise ConfigurationError(
             f"the engine {found.name!r} ({found.value}, of the package {_package(found)}) "
-            f"cannot be imported: {error}"
+            f"cannot be imported: {said}"
         ) from error
     engine = make(settings)
     if settings.adapters_dir and not isinstance(engine, AdapterEngine):

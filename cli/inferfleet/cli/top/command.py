@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from inferfleet.cli.options import JsonFlag, producer_settings
+from inferfleet.cli.options import JsonFlag, producer_settings, refuse_given
 from inferfleet.cli.printing import print_json
 from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, out
@@ -31,6 +31,7 @@ AWAY: Final = 3
 
 
 def command(
+    context: typer.Context,
     *,
     once: Annotated[bool, typer.Option("--once", help="Print one snapshot, and exit.")] = False,
     as_json: JsonFlag = False,
@@ -42,6 +43,7 @@ def command(
     # Show an outage at once, whatever patience is configured.
     settings = producer_settings().model_copy(update={"patience_s": 0.0})
     if once:
+        refuse_given(context, ["interval_s"], "--once prints one snapshot: leave one of them out")
         _print(asyncio.run(_snapshot(settings)), as_json=as_json)
         return
     if as_json:

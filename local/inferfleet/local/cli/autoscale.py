@@ -7,11 +7,11 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from inferfleet.cli.options import JsonFlag
+from inferfleet.cli.options import JsonFlag, refuse_given
 from inferfleet.local.autoscaler.live import Usage, autoscale
 from inferfleet.local.autoscaler.measure import needs_management, open_measurer
 from inferfleet.local.autoscaler.plot import check_plot, draw
@@ -23,7 +23,6 @@ from inferfleet.local.autoscaler.trace import read_trace
 from inferfleet.local.cli.options import ServicesOption, sigterm_as_interrupt
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer.publisher import Publisher
-from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.printable import printable
 from inferfleet.schemas.settings import (
     ProducerSettings,
@@ -33,8 +32,20 @@ from inferfleet.schemas.settings import (
 )
 from inferfleet.worker.log import lines_to_stderr
 
+LIVE_ALONE: Final = (
+    "engine",
+    "model",
+    "services",
+    "management_url",
+    "prometheus_url",
+    "speedup",
+    "until_idle",
+)
+SIMULATED_ALONE: Final = ("engine_profile", "startup_s", "plot")
+
 
 def command(
+    context: typer.Context,
     *,
     scaledobject: Annotated[
         Path, typer.Option(metavar="FILE", help="Manifest file; objects of other kinds are skipped.")
@@ -88,6 +99,10 @@ def command(
     arrivals. The trace's columns are time_s, priority, prompt_tokens, output_tokens and, if there are several
     pools, pool.
     """
+    if simulate_trace is None:
+        refuse_given(context, SIMULATED_ALONE, "is only for a simulation: give --simulate TRACE.csv too")
+    else:
+        refuse_given(context, LIVE_ALONE, "is not for a simulation: leave it or --simulate out")
     with lines_to_stderr(_ToRead("%(message)s")) as log:
         logging.basicConfig(handlers=[log], force=True)
         wanted = read_scaled_object(scaledobject, name=name)
@@ -104,10 +119,6 @@ def command(
                 reporter=reporter,
             )
             return
-        if plot is not None or startup_s is not None:
-            raise ConfigurationError(
-                "--plot and --startup-s apply only to a simulation: give --simulate TRACE.csv too"
-            )
         worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
             update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}
         )
