@@ -81,7 +81,8 @@ def test_only_a_turn_can_find_its_session_busy_or_change_its_state() -> None:
 def test_a_prompt_with_the_text_of_a_job_says_after_which_job() -> None:
     text = "Merge: {{jobs.0.text}}"
     made(text, after=["01890a5d-ac96-774b-bcce-b302099a8057"])
-    for options in ({}, {"after": []}, {"after": None}, {"endpoint": "/v1/completions"}):
+    others: tuple[dict[str, Any], ...] = ({}, {"after": []}, {"after": None}, {"endpoint": "/v1/completions"})
+    for options in others:
         with pytest.raises(
             InvalidJobError, match=r"body: \{\{jobs.0.text\}\} stands for .* give the whole body"
         ):

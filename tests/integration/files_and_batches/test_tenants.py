@@ -76,8 +76,8 @@ async def test_calls_at_the_same_moment_open_no_more_batches_than_a_tenant_may(
 
         # A gateway that reserves a place and dies keeps it for a minute.
         key = tenant_open_batches_key(tenants)
-        (place, *_) = await store.zrange(key, 0, 0)
-        await store.zrem(key, place)
+        places: Any = await store.zrange(key, 0, 0)
+        await store.zrem(key, *places)
         await store.zadd(key, {"batch_lost": int((await store.time())[0]) * 1000})
         with pytest.raises(openai.PermissionDeniedError):
             await begin(one, request("a"))

@@ -217,7 +217,7 @@ async def test_what_a_rollout_was_before_all_gateways_were_away_does_not_abort_i
     noted = rollout.model_copy(update={"unserved_since": long_ago})
     await change_rollout(pipeline, noted, revision=revision)
     long_ago_ms = milliseconds(long_ago)
-    lease: dict[str, Any] = {"controller": "gone", "until": long_ago_ms, "led_since": long_ago_ms}
+    lease: Any = {"controller": "gone", "until": long_ago_ms, "led_since": long_ago_ms}
     await store.hset(rollout_key(pool), mapping=lease)
 
     shown = await inferfleet("rollout", "status", pool)
