@@ -59,6 +59,7 @@ class Load:
     urgent: int = 60
     every_s: float = 0.5
     long: tuple[int, int] = (1500, 4500)
+    preempt_limit: int = WorkerSettings.model_fields["preempt_limit"].default
     short: int = 50
 
     @classmethod
@@ -75,6 +76,8 @@ class Load:
             model=model,
             engine_args=args,
             slots=4,
+            # Batch jobs run a minute here, in which more urgent jobs come than may preempt them by default.
+            preempt_limit=20,
             urgent=20,
             every_s=3.0,
             long=(150, 450),
@@ -159,6 +162,7 @@ async def urgent(services: Services, load: Load = Load()) -> None:
             "engine": load.engine,
             "engine_args": {"token_log": str(steps)} if simulated else load.engine_args,
             "max_running": load.slots,
+            "preempt_limit": load.preempt_limit,
         }
         if load.model is not None:
             settings["model"] = load.model

@@ -103,6 +103,20 @@ async def test_a_full_engine_reports_what_waits_and_how_full_its_memory_is(engin
         waiting.cancel()
 
 
+async def test_a_request_for_which_there_is_room_does_not_count_as_waiting(engine, ask, a_generation):
+    """Not even before the engine's next step. The worker gives an engine in which some wait fewer jobs."""
+    waiting: set[int] = set()
+    async with aclosing(engine.generate(a_generation(a_long_completion(0)))) as events:
+        await anext(events)
+        for _ in range(10):
+            request = asyncio.create_task(ask({"prompt": "x", "max_tokens": 1}))
+            while not request.done():
+                waiting.add(engine.stats().waiting)
+                await asyncio.sleep(0)
+
+    assert waiting == {0}
+
+
 async def test_of_those_that_wait_the_most_urgent_goes_first(engine, fill, ask):
     order: list[int] = []
 
