@@ -94,7 +94,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the tests of a file that share a fixture or an engine run in one process, as those of a kind of services.
+    """Let tests that share run in one process: those of a file, of an engine, and of one kind of services.
 
     Then what they share starts once. All others run wherever there is time.
     """
