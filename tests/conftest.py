@@ -19,6 +19,9 @@ from inferfleet.local.services.launcher import source_of
 PREFERRED = (ServicesChoice.NATIVE, ServicesChoice.DOCKER, ServicesChoice.EMBEDDED)
 """Native starts in 4 s and can be killed by a test; Docker takes longer; embedded works everywhere."""
 
+LONGEST = {"simulation", "test_worker_vllm.py"}
+"""The folders and files of the tests that take longest."""
+
 ANNOUNCEMENT = pytest.StashKey[str]()
 
 
@@ -91,7 +94,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the tests of a file that share a fixture run in one process, and those of one kind of services.
+    """Let tests that share run in one process: those of a file, of an engine, and of one kind of services.
 
     Then what they share starts once. All others run wherever there is time.
     """
@@ -127,9 +130,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In a matrix, leave out all other tests, and run one cell after the other.
 
-    The simulation comes first: its longest test takes minutes, and at the end it would run alone.
+    What takes minutes comes first: at the end it would run alone.
     """
-    items.sort(key=lambda item: "simulation" not in item.path.parts)
+    items.sort(key=lambda item: LONGEST.isdisjoint(item.path.parts))
     if getattr(config.option, "loadgroup", False) and hasattr(pytest.Item, "id"):
         # pytest-xdist 3.8 writes the group of a test where pytest 9.2 does not read it.
         for item in items:

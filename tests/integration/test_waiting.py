@@ -324,6 +324,8 @@ async def test_a_client_that_closes_while_rabbitmq_is_frozen_says_nothing_of_wai
             job = await fleet.submit("hello", pool=pool)
             waiting = asyncio.ensure_future(fleet.wait(job)) if waits else None
             link.hold(Direction.TO_CLIENT)
+        # RabbitMQ has answered the client, which closed.
+        await link.until_held(Direction.TO_CLIENT)
         if waiting is not None:
             with pytest.raises(ServiceUnreachableError, match="was closed"):
                 await waiting
