@@ -23,6 +23,9 @@ OK: Final = Status("OK")
 
 def encode(answer: Answer, parts: list[bytes]) -> None:
     """Append a reply, encoded in RESP 3."""
+    if type(answer) is bytes:
+        parts += (b"$%d\r\n" % len(answer), answer, b"\r\n")
+        return
     match answer:
         case None:
             parts.append(b"_\r\n")
@@ -32,8 +35,6 @@ def encode(answer: Answer, parts: list[bytes]) -> None:
             parts.append(b"+%s\r\n" % answer.encode())
         case RedisError():
             parts.append(b"-%s\r\n" % str(answer).replace("\n", " ").encode())
-        case bytes():
-            parts += (b"$%d\r\n" % len(answer), answer, b"\r\n")
         case dict():
             pairs = cast("dict[bytes, Answer]", answer)
             parts.append(b"%%%d\r\n" % len(pairs))

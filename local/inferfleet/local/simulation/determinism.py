@@ -16,6 +16,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import circuitbreaker  # pyright: ignore[reportMissingTypeStubs]
+import redis.utils
 import uuid_utils
 from aiormq.abc import TaskWrapper
 
@@ -23,6 +24,7 @@ import inferfleet.schemas.job
 import inferfleet.worker.heartbeat
 import inferfleet.worker.intake
 import inferfleet.worker.topology
+import inferfleet.worker.urgent
 import inferfleet.worker.worker
 from inferfleet.local.simulation.loop import hash_by_number
 from inferfleet.worker.job_run import JobRun
@@ -32,6 +34,9 @@ EPOCH_S = 1_800_000_000.0
 
 INTAKE_INTERVAL_S = 30.0
 """How rarely workers check their engine's load: it never changes here, and each check costs a step."""
+
+LOOK_INTERVAL_S = 60.0
+"""How rarely full workers look for urgent jobs: no scenario has any, and each look costs three steps."""
 
 WATCH_INTERVAL_S = 300.0
 """How rarely workers declare their queues again: the broker does not lose them, and this costs 170 steps."""
@@ -72,9 +77,12 @@ def make_deterministic(now: Callable[[], float]) -> None:
         (inferfleet.schemas.job, "datetime", Datetime),
         (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
         (inferfleet.worker.topology, "WATCH_INTERVAL_S", WATCH_INTERVAL_S),
+        (inferfleet.worker.urgent, "LOOK_INTERVAL_S", LOOK_INTERVAL_S),
         # A worker's HTTP port would be the only real listener, and nobody calls it.
         (inferfleet.worker.worker, "serve_http", _serve_nothing),
         (inferfleet.worker.heartbeat, "version", _no_version),
+        # redis-py reads it from a file for each connection.
+        (redis.utils, "get_lib_version", lambda: _no_version("redis")),
         # Code iterates over sets of these, in the order of their hashes.
         (JobRun, "__hash__", hash_by_number),
         (TaskWrapper, "__hash__", _hash_of_the_task),

@@ -65,10 +65,11 @@ class Actor:
 
     def step(self) -> None:
         """Run one turn of its loop: all callbacks that are ready now, no later ones."""
-        for _ in range(len(self.queue)):
-            if not self.queue:
+        queue = self.queue
+        for _ in range(len(queue)):
+            if not queue:
                 return
-            handle = self.queue.popleft()
+            handle = queue.popleft()
             if not handle._cancelled:
                 handle._run()
 
@@ -102,6 +103,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.last_step = LIMIT
         """The last step that runs."""
         self.next_event = inf
+        self.leap_s = 0.0
+        """If nothing is ready, at least so much time passes, and whatever is due within it comes late."""
         self.on_step: Callable[[], float] = lambda: inf
         self.on_time: Callable[[], None] = lambda: None
         self.connect: Callable[[Actor, int, Any], Any] = _no_network
@@ -114,7 +117,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Until when each source is held back."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle, Actor]] = []
         self._numbers = count()
-        self.set_task_factory(self._task)
 
     # What asyncio asks of a loop
 
@@ -126,7 +128,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run a callback in the next turn of the calling actor."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._add(self._owner(handle), handle)
         return handle
 
@@ -136,7 +138,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback at a time."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer, self._owner(timer)))
         return timer
 
@@ -185,22 +187,27 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return False
 
     def _run_once(self) -> None:
-        if self.steps >= self.next_event:
-            self.next_event = self.on_step()
-        if self.steps > self.last_step:
-            raise StuckError(f"no end before step {self.last_step}")
-        if self._timers and self._timers[0][0] <= self.now:
-            self._ring()
-        source = self._next()
-        if source is None:
-            self._pass_time()
-            return
-        self.steps += 1
-        self.now += STEP_S
-        if self.trace is not None:
-            self.trace.append(f"{self.now:.3f} {source.what}")
-        source.step()
-        self.offer(source)
+        """Go on until the loop is told to stop."""
+        sources, held = self._sources, self._held
+        while not self._stopping:
+            if self.steps >= self.next_event:
+                self.next_event = self.on_step()
+            if self.steps > self.last_step:
+                raise StuckError(f"no end before step {self.last_step}")
+            if self._timers and self._timers[0][0] <= self.now:
+                self._ring()
+            source = next(iter(sources), None)
+            if source is None or held or not source.queue or not source.process.alive:
+                source = self._next()
+                if source is None:
+                    self._pass_time()
+                    continue
+            self.steps += 1
+            self.now += STEP_S
+            if self.trace is not None:
+                self.trace.append(f"{self.now:.3f} {source.what}")
+            source.step()
+            self.offer(source)
 
     # What the plan asks
 
@@ -251,7 +258,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not times:
             raise StuckError("nothing is ready, and nothing ever will be")
         if (earliest := min(times)) > self.now:
-            self.now = earliest
+            self.now = max(earliest, self.now + self.leap_s)
             self.on_time()
 
     def _ring(self) -> None:
@@ -270,8 +277,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _owner(self, handle: asyncio.Handle) -> Actor:
         return cast("Actor", handle._context.get(ACTOR, self.main))  # type: ignore[attr-defined]
 
-    def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        return _Task(coro, loop=loop, **options)
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """Make a task whose place in a set does not depend on its address in memory."""
+        return _Task(coro, loop=self, **options)
 
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future whose place in a set does not depend on its address in memory."""
@@ -286,20 +294,47 @@ _hashes = count()
 
 def hash_by_number(self: Any) -> int:
     """Hash an object by the number of objects hashed before, not by its address in memory."""
-    try:
-        return int(self._hash)
-    except AttributeError:
-        self._hash = next(_hashes)
-        return int(self._hash)
+    number: int | None = getattr(self, "_hash", None)
+    if number is None:
+        number = self._hash = next(_hashes)
+    return number
+
+
+class _Handle(asyncio.Handle):
+    """One that is made in less time, because this loop is never in asyncio's debug mode."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer that is made in less time."""
+
+    __slots__ = ()
+
+    def __init__(self, when: float, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
+        _Handle.__init__(cast("_Handle", self), callback, args, loop, context)
+        self._when = when
+        self._scheduled = False
 
 
 class _Task(asyncio.Task[Any]):
     """A task whose place in a set does not depend on its address in memory."""
 
     __hash__ = hash_by_number
+    _hash: int | None = None
 
 
 class _Future(asyncio.Future[Any]):
     """A future whose place in a set does not depend on its address in memory."""
 
     __hash__ = hash_by_number
+    _hash: int | None = None

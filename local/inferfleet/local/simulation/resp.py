@@ -29,10 +29,10 @@ class RedisServer:
         answer = self.store.run(command)
         if self.log is not None:
             self.log.append((self.store.now_us(), command, answer))
-        if self.store.grown:
-            self.store.grown.clear()
+        if grown := self.store.grown:
             for client in self.blocked.copy():
-                client.look()
+                client.look(grown)
+            grown.clear()
         return answer
 
 
@@ -63,10 +63,12 @@ class RedisClient(asyncio.Protocol):
         if self._blocked is not None:
             self._unblock()
 
-    def look(self) -> None:
-        """Check whether the lines for which a blocked read waits have arrived."""
+    def look(self, grown: set[bytes]) -> None:
+        """Check whether the lines for which a blocked read waits have arrived in these streams."""
         assert self._blocked is not None  # noqa: S101 - it is on the list
         keys, positions, count = self._blocked
+        if grown.isdisjoint(keys):
+            return
         if (answer := self._server.store.xread(keys, positions, count)) is not None:
             self._unblock()
             self._reply(answer)

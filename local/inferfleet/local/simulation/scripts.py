@@ -61,6 +61,9 @@ class Scripts:
             raise
 
     def _to_lua(self, answer: Answer) -> Any:
+        # Most are, and matching costs more.
+        if type(answer) is bytes or type(answer) is int:
+            return answer
         match answer:
             case None:
                 return False

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 from typing import Any, assert_never
 
@@ -153,6 +154,7 @@ class World:
         await self.settled()
         self.broker.queue(dead_queue(POOL), owner=None).purge()
         self.loop.on_time = lambda: None
+        self.loop.leap_s = 0.0
         self._snapshots.clear()
         self.history = History()
 
@@ -183,19 +185,7 @@ class World:
         """Start a worker process."""
         self._ready.discard(name)
         self._restarts += 1
-        settings = WorkerSettings(
-            **_SERVICES,
-            worker_id=f"{name}.{self._restarts}",
-            engine="simulated",
-            model="simulated",
-            max_running=2,
-            look_ahead=1,
-            journal_flush_s=0.5,
-            journal_flush_streamed_s=0.3,
-            heartbeat_interval_s=10.0,
-            sweep_interval_s=SWEEP_INTERVAL_S,
-            drain_timeout_s=1.0,
-        )
+        settings = _worker_settings().model_copy(update={"worker_id": f"{name}.{self._restarts}"})
         engine = _Engine(lambda job_id: self._run_began(name, job_id), self.loop.time)
         self.spawn(name, self._work(name, settings, engine))
 
@@ -214,8 +204,7 @@ class World:
             self.history.problems.append(("worker_crashed", name, repr(error)))
 
     async def _produce(self, name: str) -> None:
-        settings = ProducerSettings(**_SERVICES, client_id=name, patience_s=PATIENCE_S[name])
-        async with Fleet.connect(settings) as fleet:
+        async with Fleet.connect(_producer_settings(name)) as fleet:
             self.fleets[name] = fleet
             await asyncio.Event().wait()
 
@@ -388,6 +377,26 @@ _SERVICES: dict[str, Any] = {
     # A turn that waits for the sweep waits for long.
     "session_ttl_s": 6 * 60 * 60,
 }
+
+
+@cache
+def _worker_settings() -> WorkerSettings:
+    return WorkerSettings(
+        **_SERVICES,
+        engine="simulated",
+        model="simulated",
+        max_running=2,
+        look_ahead=1,
+        journal_flush_streamed_s=0.3,
+        heartbeat_interval_s=10.0,
+        sweep_interval_s=SWEEP_INTERVAL_S,
+        drain_timeout_s=1.0,
+    )
+
+
+@cache
+def _producer_settings(name: str) -> ProducerSettings:
+    return ProducerSettings(**_SERVICES, client_id=name, patience_s=PATIENCE_S[name])
 
 
 class _Broker(VirtualHost):
