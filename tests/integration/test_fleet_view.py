@@ -192,7 +192,7 @@ async def test_a_jobs_story_tells_of_the_worker_that_died_and_the_one_that_resum
     pool: str,
 ) -> None:
     first = await start_worker_process(worker_id="first", lease_s="1")
-    job = await fleet.submit(slow_chat(tokens=24, step_s=0.05), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=100, step_s=0.05), pool=pool, stream=True)
     await until_tokens(fleet, job, 5)
     first.signal(signal.SIGKILL)
     await first.ended()
@@ -210,7 +210,7 @@ async def test_a_jobs_story_tells_of_the_worker_that_died_and_the_one_that_resum
         ("tokens", "second"),
         ("finished", "second"),
     ]
-    assert sum(event.tokens for event in events if event.kind == "tokens") == events[-1].tokens == 24
+    assert sum(event.tokens for event in events if event.kind == "tokens") == events[-1].tokens == 100
     assert await fleet.waits_for(job) is None
     shown = await at_prompt(jobs_commands.app, "show", job.id)
     assert "lost its worker first" in shown.stdout
