@@ -96,7 +96,7 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
 class Root(TyperGroup):
     """The root command. Its errors quote the value that typer cannot read."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Invoke the command that is called."""
         try:
             return super().invoke(ctx)
