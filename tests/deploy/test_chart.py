@@ -468,6 +468,46 @@ def test_values_that_mean_nothing_are_refused(values: dict[str, Any], tmp_path: 
     assert "values don't meet the specifications of the schema" in done.stderr
 
 
+LONG_DRAIN = {"INFERFLEET_DRAIN_TIMEOUT_S": "300"}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"pool": {"env": LONG_DRAIN}},
+            "pool default.terminationGracePeriodSeconds: 90 is not more than 320",
+        ),
+        (
+            {"pools": [{"name": "chat", "terminationGracePeriodSeconds": 80}]},
+            "pool chat.terminationGracePeriodSeconds: 80 is not more than 80",
+        ),
+        (
+            {"gateway": {"enabled": True}, "fleet": LONG_DRAIN},
+            "gateway.terminationGracePeriodSeconds: 45 is not more than 310",
+        ),
+        (
+            {"agents": {"enabled": True, "terminationGracePeriodSeconds": 40}},
+            "agents.terminationGracePeriodSeconds: 40 is not more than 40",
+        ),
+        ({"gateway": {"ingress": {"enabled": True}}}, "gateway.enabled: ingress and route lead to gateways"),
+        ({"gateway": {"route": {"enabled": True}}}, "gateway.enabled: ingress and route lead to gateways"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    values: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    done = template(values, tmp_path)
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+def test_a_long_drain_is_allowed_with_a_longer_grace_period(tmp_path: Path) -> None:
+    pool = {"env": LONG_DRAIN, "terminationGracePeriodSeconds": 330}
+    worker = chart({"pool": pool}, tmp_path).one("Deployment")
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 330
+
+
 @pytest.mark.parametrize("way", ["ingress", "route"])
 def test_whoever_comes_from_outside_needs_a_key_to_a_host_of_any_name(way: str, tmp_path: Path) -> None:
     gateway: dict[str, Any] = {"enabled": True, way: {"enabled": True}, "host": "*.example"}

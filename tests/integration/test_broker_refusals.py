@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from tests.matrix import Cell
 from tests.patience import PATIENCE_S
 from yarl import URL
 
+from inferfleet.agents import AgentRuns
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.producer.publisher import Publisher
@@ -34,6 +38,8 @@ from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.confirms import ChannelEndedError, Confirms, NackedError
 
 SMALL, LARGEST = 10, 100_000
+
+SUPPORT = Path(__file__).parents[2] / "docs" / "reference" / "support.md"
 
 
 async def outcomes(fleet: Fleet, jobs: list[Job]) -> Counter[str]:
@@ -144,6 +150,37 @@ async def test_a_missing_permission_to_configure_is_told_as_such(
         await tenant.permit(configure="nothing")
         with pytest.raises(ServiceRefusedError, match=r"ACCESS_REFUSED.*permission"):
             await fleet.submit("hello", pool=pool)
+
+
+async def test_the_permissions_on_the_page_are_enough_for_all_that_a_fleet_does(
+    connect: Connect, tenant: Tenant, start_worker: StartWorker, pool: str
+) -> None:
+    (row,) = re.findall(r"^rabbitmqctl set_permissions \S+ (.*)$", SUPPORT.read_text(), re.MULTILINE)
+    await tenant.permit(*shlex.split(row))
+    worker = await start_worker(amqp_url=tenant.url, retry_base_s=0.01, warm_wait_s=1.0)
+    async with connect(amqp_url=tenant.url, patience_s=PATIENCE_S) as fleet:
+        await fleet.declare_pool(pool)
+        session = fleet.session(pool)
+        failing = Job(pool=pool, body=chat(simulated={"fail": "engine_error"}), max_attempts=2)
+        jobs = [
+            await fleet.submit("now", pool=pool),
+            await fleet.submit("later", pool=pool, delay_s=1),
+            await session.send("one", pool=pool),
+            await session.send("two", pool=pool),
+            await fleet.submit("urgent", pool=pool, priority="urgent"),
+        ]
+        found = await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+        assert {result.state for result in found} == {JobState.SUCCEEDED}, found
+        failed = await fleet.wait(await fleet.submit(failing), timeout_s=PATIENCE_S)
+        assert failed.state is JobState.FAILED
+        (letter,) = await fleet.dead_letters.read(pool)
+        assert letter.message_id == failing.id
+        assert await fleet.dead_letters.purge(pool, everything=True) == 1
+        run_id = await AgentRuns(fleet).start("clerk", "go", queue=pool)
+        assert [run.id for run in await AgentRuns(fleet).list(pool)] == [run_id]
+        (alive,) = [each.worker_id for each in await fleet.workers() if each.pool == pool]
+        await fleet.drain(alive)
+    await worker.running
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import redis.asyncio as aioredis
+from openai import AsyncOpenAI
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
     ForeignClient,
     RunCommand,
+    StartGateway,
     StartWorker,
     StartWorkerProcess,
     answer_to,
+    chat,
     eventually,
     kinds_of,
     read_all,
@@ -181,6 +185,12 @@ def documented_rules() -> dict[str, list[str]]:
     return {user: rules.replace("\\\n", " ").split() for user, rules in commands}
 
 
+def paragraph_of(beginning: str) -> str:
+    """The paragraph of the page that begins with these words."""
+    (paragraph,) = re.findall(rf"^{re.escape(beginning)}.*?\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return str(paragraph)
+
+
 async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
     own_redis: RedisProcess,
     operator: aioredis.Redis,
@@ -227,6 +237,67 @@ async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
     assert await operator.execute_command("ACL", "LOG") == []
 
 
+async def test_the_rights_on_the_page_are_enough_for_a_gateway_with_batches(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    pool: str,
+    tmp_path: Path,
+) -> None:
+    rules = documented_rules()
+    await set_user(operator, *rules["worker"], user="worker")
+    await set_user(operator, *rules["producer"], user="gateway")
+    await start_worker(redis_url=as_user(own_redis.url, "worker"))
+    url = as_user(own_redis.url, "gateway")
+    gateway = await start_gateway(redis_url=url, files_url=str(tmp_path), max_batches=1)
+    await operator.execute_command("ACL", "LOG", "RESET")
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", timeout=PATIENCE_S) as client:
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat("hello")}
+        content = orjson.dumps(line)
+        file = await client.files.create(file=("in.jsonl", content), purpose="batch")
+        # The second one looks whether the first still counts.
+        for _ in range(2):
+            batch = await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+
+            async def has_ended(batch_id: str = batch.id) -> bool:
+                return (await client.batches.retrieve(batch_id)).status == "completed"
+
+            await eventually(has_ended)
+        assert len((await client.batches.list()).data) == 2
+    assert await operator.execute_command("ACL", "LOG") == []
+
+
+async def test_the_rights_on_the_page_are_enough_for_orders_to_workers(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    inferfleet: RunCommand,
+    start_worker: StartWorker,
+    pool: str,
+) -> None:
+    sentences = paragraph_of("`inferfleet worker drain` needs").split(". ")
+    keys = "~inferfleet:worker*"
+    drain, swap = [re.findall(r"`(\+[^`]*)`", sentence) for sentence in sentences[:2]]
+    await set_user(operator, keys, *" ".join(drain).split(), user="drain")
+    on_workers, on_pools = swap
+    await set_user(operator, keys, *on_workers.split(), f"({on_pools} ~inferfleet:pool:*)", user="swap")
+    await start_worker(redis_url=own_redis.url, worker_id=f"{pool}-w")
+    await operator.execute_command("ACL", "LOG", "RESET")
+    for user, told, command in (
+        ("swap", "done, probe hash", ("model", "swap", "--pool", pool, "--model", "b", "--allow-rename")),
+        ("drain", "", ("worker", "drain", f"{pool}-w")),
+    ):
+        ended = await inferfleet(*command, environment={"INFERFLEET_REDIS_URL": as_user(own_redis.url, user)})
+        assert (ended.code, told in ended.out) == (0, True), ended
+    ended = await inferfleet(
+        *("worker", "drain", "nobody"), environment={"INFERFLEET_REDIS_URL": as_user(own_redis.url, "drain")}
+    )
+    assert "nobody" in ended.err
+    assert await operator.execute_command("ACL", "LOG") == []
+
+
 async def test_only_clients_of_agents_need_the_rights_on_their_keys(
     own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect, pool: str
 ) -> None:
@@ -244,8 +315,7 @@ async def test_only_clients_of_agents_need_the_rights_on_their_keys(
     with pytest.raises(ServiceRefusedError, match="NOPERM"):
         await start_run()
     assert await operator.keys("inferfleet:run:*") == []
-    (paragraph,) = re.findall(r"^Agents and whoever .*?\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    patterns = re.findall(r"`(~[^`]+)`", paragraph)
+    patterns = re.findall(r"`(~[^`]+)`", paragraph_of("Agents and whoever "))
     await set_user(operator, "~inferfleet:[^a]*", *patterns, "+@all")
     assert await start_run() == (pool,)
 

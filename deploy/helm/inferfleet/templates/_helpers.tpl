@@ -53,3 +53,12 @@ capabilities:
   secret: {secretName: inferfleet-tls, defaultMode: 0440}
 {{- end }}
 {{- end }}
+
+{{/* Refuses a grace period that ends before the drain has. Called with (dict "root" . "place" PLACE "of" VALUES "env" ENV "rest" SECONDS). */}}
+{{- define "inferfleet.grace" -}}
+{{- $drain := get .env "INFERFLEET_DRAIN_TIMEOUT_S" | default (get .root.Values.fleet "INFERFLEET_DRAIN_TIMEOUT_S") | default "30" }}
+{{- $least := addf (float64 $drain) .rest }}
+{{- if le (float64 .of.terminationGracePeriodSeconds) $least }}
+{{- fail (printf "%s.terminationGracePeriodSeconds: %v is not more than %v, the drain's timeout (INFERFLEET_DRAIN_TIMEOUT_S) + %v s, so Kubernetes would kill what still drains" .place .of.terminationGracePeriodSeconds $least .rest) }}
+{{- end }}
+{{- end }}
