@@ -11,7 +11,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from inferfleet.schemas import Failure, FailureCode, Job, JobState, Priority, Result, Usage
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Priority, Result
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.passages import Retrieve
 from inferfleet.schemas.prices import Prices
@@ -48,7 +48,6 @@ def test_a_program_that_misspells_a_field_is_told_but_a_newer_client_may_have_mo
         Retrieve: ({"index": "docs", "min_scor": 1}, "min_score"),
         RunLimits: ({"max_csot": 1}, "max_cost"),
         Prices: ({"input": 1, "output": 1, "cached_inputs": 1}, "cached_input"),
-        Usage: ({"promt_tokens": 1}, "prompt_tokens"),
     }
     for model, (fields, meant) in misspelt.items():
         with pytest.raises(

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from inferfleet.schemas.limits import MOST
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel
 
 Number = (
     Annotated[int, Field(ge=-MOST, le=MOST, strict=True)]
@@ -23,7 +23,7 @@ Key = Annotated[str, Field(min_length=1, max_length=128)]
 Metadata = Annotated[dict[Key, Value | Annotated[list[Word], Field(max_length=64)]], Field(max_length=32)]
 
 
-class Bounds(WireModel):
+class Bounds(GivenModel):
     """Numbers between bounds."""
 
     model_config = ConfigDict(extra="forbid")

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.passages import Passage, Retrieve
 from inferfleet.schemas.trace import TraceParent, TraceState
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel
 
 DEFAULT_POOL: Final = "default"
 DEFAULT_TENANT: Final = "default"
@@ -99,7 +99,7 @@ def new_job_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-class Job(WireModel):
+class Job(GivenModel):
     """One request to a model, as it travels in the queue.
 
     ``body`` is the request body of ``endpoint``. ``not_before`` is the first moment at which the job may

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from inferfleet.schemas.conditions import Where
 from inferfleet.schemas.endpoints import Endpoint
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel, WireModel
 
 MAX_QUESTION_CHARS: Final = 8000
 
@@ -26,7 +26,7 @@ _INTRODUCTION: Final = (
 _TAG: Final = re.compile(r"<(\s*/?\s*passage)", re.IGNORECASE)
 
 
-class Retrieve(WireModel):
+class Retrieve(GivenModel):
     """What to look for before a job is submitted: the passages of its tenant's index nearest to ``query``.
 
     By default, the ``query`` is the text of the last message. The pool of the index has ``timeout_s`` to

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, PlainSerializer
 
 from inferfleet.schemas.result import Usage
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel
 
 Amount = Annotated[Decimal, PlainSerializer(lambda amount: plain(amount), return_type=str, when_used="json")]
 """An amount of money. As JSON a string without an exponent, such as ``"0.00012"``."""
@@ -20,7 +20,7 @@ Price = Annotated[Amount, Field(ge=0, le=10**6, decimal_places=6)]
 """The price of a million tokens, to the millionth of a unit of the currency."""
 
 
-class Prices(WireModel):
+class Prices(GivenModel):
     """What a million tokens cost: of a prompt, of its part that was cached, and of an answer.
 
     Without ``cached_input``, cached tokens cost what the others of the prompt cost.

@@ -12,7 +12,7 @@ from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
 from inferfleet.schemas.passages import IndexName
 from inferfleet.schemas.problems import describe
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel, WireModel
 
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 MAX_HITS: Final = 1000
@@ -20,7 +20,7 @@ CHUNK_CHARS: Final = 1000
 """How many characters a chunk has at most, if nobody says."""
 
 
-class Document(WireModel):
+class Document(GivenModel):
     """A text to put into an index. A document with the ``id`` of an earlier one replaces it.
 
     A value of ``metadata`` is a string, a number, a boolean, or a list of strings.
@@ -33,7 +33,7 @@ class Document(WireModel):
     metadata: Metadata = Field(default_factory=dict)
 
 
-class IndexOptions(WireModel):
+class IndexOptions(GivenModel):
     """How an index makes chunks of documents, and which pool embeds them.
 
     A chunk has at most ``chunk_chars`` characters, of which it shares about ``overlap_chars`` with the chunk

@@ -15,7 +15,7 @@ from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.prices import Amount, Prices
 from inferfleet.schemas.problems import disagreement
 from inferfleet.schemas.trace import TraceParent
-from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.wire_model import GivenModel, WireModel
 
 DEFAULT_AGENT_QUEUE: Final = "default"
 
@@ -73,7 +73,7 @@ class RunFailure(WireModel):
     message: str
 
 
-class RunLimits(WireModel):
+class RunLimits(GivenModel):
     """Where a run ends at the latest.
 
     ``max_steps`` counts calls of the model, ``max_tokens`` the tokens of their prompts and answers, with

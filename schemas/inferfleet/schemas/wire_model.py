@@ -12,8 +12,7 @@ from inferfleet.schemas.near_match import did_you_mean
 class WireModel(BaseModel):
     """A frozen message.
 
-    It ignores unknown fields of what it reads, so that a newer producer can talk to an older worker; only a
-    program that makes one by a call, as ``Job(body=...)``, must not misspell a field. Its validation errors
+    It ignores unknown fields, so that a newer producer can talk to an older worker. Its validation errors
     never quote the input, so that no prompt reaches a log.
     """
 
@@ -23,6 +22,10 @@ class WireModel(BaseModel):
         hide_input_in_errors=True,
         allow_inf_nan=False,
     )
+
+
+class GivenModel(WireModel):
+    """A message that programs make by a call, as ``Job(body=...)``: they must not misspell a field."""
 
     def __init__(self, /, **fields: Any) -> None:
         """Make a message of its fields.
