@@ -96,6 +96,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     It calls ``on_step`` before step ``next_event``; ``on_step`` returns the next such step.
     """
 
+    _stopping: bool
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0

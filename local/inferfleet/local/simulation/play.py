@@ -31,7 +31,7 @@ REST_S = 60.0
 
 LEAP_S = 4.0
 """How far apart the moments are at which anybody runs while all wait for a sweep: less than a time limit of
-Redis, and than a lease. Otherwise four of five steps would be spent on that."""
+Redis, and than a lease. A sweep takes minutes, in which idle processes look at their clocks all the time."""
 
 
 @dataclass(frozen=True, slots=True)
