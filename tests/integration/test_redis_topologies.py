@@ -285,6 +285,11 @@ def suspend(node: RedisProcess) -> None:
     os.waitid(os.P_PID, node.pid, os.WSTOPPED | os.WNOWAIT)
 
 
+def kill(node: RedisProcess) -> None:
+    """End a node at once. Not `RedisProcess.kill` itself, in whose place a mutation puts nothing."""
+    node.kill()
+
+
 @asynccontextmanager
 async def without(
     cluster: RedisCluster, node: RedisProcess, end: Callable[[RedisProcess], None] = suspend
@@ -298,7 +303,7 @@ async def without(
         await asyncio.to_thread(cluster.start)
 
 
-@pytest.mark.parametrize("end", [RedisProcess.kill, suspend], ids=["dead", "suspended"])
+@pytest.mark.parametrize("end", [kill, suspend], ids=["dead", "suspended"])
 async def test_a_master_of_a_cluster_is_replaced_without_a_lost_job(
     clustered: Fleet,
     start_worker: StartWorker,
