@@ -109,10 +109,16 @@ class ForkedProcess:
         return self._process.exitcode
 
 
-@cache
 def _context() -> ForkServerContext:
-    # The new process imports this module by its name.
-    sys.path.append(str(Path(__file__).parents[1]))
+    # The new process imports this module by its name. A test may have changed the path, or changed it back.
+    root = str(Path(__file__).parents[1])
+    if root not in sys.path:
+        sys.path.append(root)
+    return _forkserver()
+
+
+@cache
+def _forkserver() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context

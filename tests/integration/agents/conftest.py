@@ -18,6 +18,7 @@ from inferfleet.agents.runner import Runner
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.run import RunResult, RunState
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
@@ -122,6 +123,19 @@ def runs(fleet: Fleet) -> AgentRuns:
 
 async def result_of(runs: AgentRuns, run_id: str) -> RunResult:
     return await runs.result(run_id, timeout_s=PATIENCE_S)
+
+
+async def until_declared(runs: AgentRuns, queue: str) -> None:
+    """Wait until a runner has declared the queue."""
+
+    async def found() -> bool:
+        try:
+            await runs.require_queue(queue)
+        except UnknownPoolError:
+            return False
+        return True
+
+    await eventually(found)
 
 
 async def until(runs: AgentRuns, run_id: str, state: RunState) -> None:

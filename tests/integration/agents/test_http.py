@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import redis.asyncio as aioredis
-from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.agents.conftest import StartRunner, result_of, until, until_declared
 from tests.integration.api_keys.conftest import Keys, refused
 from tests.integration.conftest import PATIENCE_S, StartGateway, eventually
 from tests.integration.receiver import receiving
 
 from inferfleet.agents import Agent, AgentRuns, tenant_runs, tool
 from inferfleet.agents.tenant_runs import TenantRuns
-from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.names import run_key
 from inferfleet.schemas.run import RunRecord, RunState
 from inferfleet.testing.workers import ScriptedAnswers
@@ -51,19 +50,6 @@ def client_of(url: str, key: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, headers=headers)
 
 
-def declared(runs: AgentRuns, queue: str) -> Callable[[], Awaitable[bool]]:
-    """Whether a runner has declared the queue."""
-
-    async def found() -> bool:
-        try:
-            await runs.require_queue(queue)
-        except UnknownPoolError:
-            return False
-        return True
-
-    return found
-
-
 async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_of_it(
     http: httpx2.AsyncClient, runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str
 ) -> None:
@@ -72,7 +58,7 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
         hook = {"name": "hook", "url": receiver.url, "event_types": types}
         endpoint = (await http.post("/v1/webhook_endpoints", json=hook)).json()
         await start_runner(clerk)
-        await eventually(declared(runs, pool))
+        await until_declared(runs, pool)
         once = {"Idempotency-Key": pool}
         limits = {"max_cost": 0.1, "prices": {"input": 0.5, "output": "1.25"}}
         first, again = [
@@ -150,7 +136,7 @@ async def test_a_caller_denies_a_call_and_cancels_a_run(
     http: httpx2.AsyncClient, runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str
 ) -> None:
     await start_runner(clerk)
-    await eventually(declared(runs, pool))
+    await until_declared(runs, pool)
     ids = [(await http.post(START, json={"input": "pay", "queue": pool})).json()["id"] for _ in range(2)]
     for run_id in ids:
         await until(runs, run_id, RunState.WAITING)
@@ -265,7 +251,7 @@ async def test_a_caller_replays_the_runs_of_its_tenant_once_for_each_key(
     tmp_path: Path,
 ) -> None:
     await start_runner(clerk)
-    await eventually(declared(runs, pool))
+    await until_declared(runs, pool)
     keys = Keys(tmp_path / "keys.json")
     free = keys.create(pool, pools=(pool,))
     limited = keys.create(pool, max_priority=3, requests_per_minute=2)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import orjson
 import pytest
 from pydantic import Field
-from tests.integration.agents.conftest import StartRunner, result_of
+from tests.integration.agents.conftest import StartRunner, result_of, until_declared
 from tests.integration.conftest import RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, Prices, RunLimits, ToolContext, tool
@@ -218,6 +218,7 @@ async def test_a_run_says_what_its_tokens_and_those_of_its_children_have_cost(
     model.reply_to("help it", with_text="It helped.")
     model.reply_to("It helped.", with_text="Done.")
     await start_runner(boss)
+    await until_declared(runs, pool)
     options = ("--max-cost", "0.75", "--input-price", "1.5", "--cached-input-price", "0.5")
     started = await inferfleet(
         "agent", "start", "boss", "go", "--queue", pool, *options, "--output-price", "6"

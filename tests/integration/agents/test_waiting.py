@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from tests.integration.agents.conftest import StartRunner, only_question, result_of, until, until_asked
+from tests.integration.agents.conftest import (
+    StartRunner,
+    only_question,
+    result_of,
+    until,
+    until_asked,
+    until_declared,
+)
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
@@ -243,6 +250,7 @@ async def test_many_runs_wait_for_little_memory_and_nothing_else(
 async def test_the_command_line_starts_shows_and_answers_a_run(
     runs: AgentRuns, clerk: Agent, pool: str, inferfleet: RunCommand
 ) -> None:
+    await until_declared(runs, pool)
     started = await inferfleet("agent", "start", clerk.name, "pay one", "--queue", pool)
     run_id = started.out.strip()
     await until(runs, run_id, RunState.WAITING)
