@@ -9,8 +9,8 @@ ARGS ?=
 
 # Processes that share the tests: they wait most of the time. 0 is for -s and the debugger.
 TEST_JOBS ?= 6
-# The same for those of an engine: vLLM and two models take about 5 GB in each.
-ENGINE_JOBS ?= 2
+# The same for those of an engine, which keep a core busy each: vLLM and two models take about 5 GB in each process.
+ENGINE_JOBS ?= 0
 
 # What a command starts, hundreds of processes in the tests, shall not compile everything again.
 export PYTHONDONTWRITEBYTECODE :=
