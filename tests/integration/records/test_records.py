@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from tests.integration.conftest import assert_whole, chat, journal_of, kinds_of
+from tests.integration.conftest import assert_whole, chat, eventually, journal_of, kinds_of
 from tests.integration.records.conftest import (
     START,
     TTL_S,
@@ -66,7 +66,14 @@ async def test_the_client_hears_of_the_end_through_its_reply_stream(
     await store.delete(reply_key("client"))
     started = await start(records, job)
     await finish(records, job, started.fence)
-    lines: Any = await store.xrange(reply_key("client"))
+    lines: Any = []
+
+    async def told() -> bool:
+        lines[:] = await store.xrange(reply_key("client"))
+        return bool(lines)
+
+    # In a cluster, it is in another slot than the record.
+    await eventually(told)
     assert {(fields[b"job"].decode(), fields[b"state"]) for _, fields in lines} == {(job.id, b"succeeded")}
     assert await store.ttl(reply_key("client")) > 0
 
