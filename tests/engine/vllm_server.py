@@ -24,7 +24,14 @@ LOADING_S = 600.0
 ANSWERING_S = 300.0
 
 RUN_SERVER = """
+import os
 import runpy
+from pathlib import Path
+# Readers go first: else it may keep them from a CPU until its answers are over. Linux weighs sessions, too.
+os.nice(10)
+autogroup = Path("/proc/self/autogroup")
+if autogroup.exists():
+    autogroup.write_text("10")
 runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
 raise SystemExit
 """
