@@ -30,7 +30,7 @@ class OnServer(EngineSuite):
         folder = tmp_path_factory.mktemp("vllm-server")
         model = build_tiny_model(folder / "model", max_model_len=MAX_MODEL_LEN)
         arguments = {**ON_CPU, "max_model_len": MAX_MODEL_LEN, **cls.arguments}
-        running = running_server(str(model), arguments, log=folder / "log")
+        running = running_server(str(model), arguments, log=folder / "log", gives_way=True)
         with asyncio.Runner() as runner:
             cls.server = runner.run(running.__aenter__())
             yield

@@ -23,15 +23,18 @@ LOADING_S = 600.0
 
 ANSWERING_S = 300.0
 
-RUN_SERVER = """
+GIVE_WAY = """
 import os
-import runpy
 from pathlib import Path
-# Readers go first: else it may keep them from a CPU until its answers are over. Linux weighs sessions, too.
+# Linux weighs sessions, too.
 os.nice(10)
 autogroup = Path("/proc/self/autogroup")
 if autogroup.exists():
     autogroup.write_text("10")
+"""
+
+RUN_SERVER = """
+import runpy
 runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
 raise SystemExit
 """
@@ -64,11 +67,12 @@ async def vllm_server(
 
 @asynccontextmanager
 async def running_server(
-    model: str, arguments: Mapping[str, Any], *, log: Path, port: int | None = None
+    model: str, arguments: Mapping[str, Any], *, log: Path, port: int | None = None, gives_way: bool = False
 ) -> AsyncIterator[RunningServer]:
     """Run the server until the end of the block, unless it is killed before.
 
-    It is forked from a process that has imported vLLM, and runs the module of the command ``vllm serve``.
+    It is forked from a process that has imported vLLM, and runs the module of the command ``vllm serve``. One
+    that ``gives_way`` does not keep its readers from the CPU until its answers are over.
     """
     port = port or free_port()
     options = [word for name, value in arguments.items() for word in _option(name, value)]
@@ -83,7 +87,7 @@ async def running_server(
             stderr=output,
             start_new_session=True,
             env=environment,
-            preamble=RUN_SERVER,
+            preamble=GIVE_WAY + RUN_SERVER if gives_way else RUN_SERVER,
             may_start_others=True,
         )
     try:
