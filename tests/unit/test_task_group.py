@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,15 @@ async def deaf_once() -> None:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
         await asyncio.Event().wait()
+
+
+async def body_fails_beside(*tasks: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Let the body of a group fail once its tasks have begun."""
+    async with TaskGroup() as group:
+        for task in tasks:
+            group.create_task(task())
+        await asyncio.sleep(0)
+        raise ValueError("this one")
 
 
 async def ended(task: asyncio.Task[None]) -> None:
@@ -66,13 +77,7 @@ async def test_the_error_of_a_task_ends_the_others_and_is_told(body_ends: bool) 
 
 
 async def test_the_error_of_the_body_ends_the_tasks_and_is_told() -> None:
-    async def run() -> None:
-        async with TaskGroup() as group:
-            group.create_task(deaf_once())
-            await asyncio.sleep(0)
-            raise ValueError("this one")
-
-    running = asyncio.create_task(run())
+    running = asyncio.create_task(body_fails_beside(deaf_once))
 
     await ended(running)
     assert isinstance(running.exception(), ExceptionGroup)
@@ -85,14 +90,7 @@ async def test_the_error_of_the_body_is_told_beside_that_of_a_task_that_ends_bad
         finally:
             raise RuntimeError("that one")
 
-    async def run() -> None:
-        async with TaskGroup() as group:
-            group.create_task(ends_badly())
-            group.create_task(deaf_once())
-            await asyncio.sleep(0)
-            raise ValueError("this one")
-
-    running = asyncio.create_task(run())
+    running = asyncio.create_task(body_fails_beside(ends_badly, deaf_once))
 
     await ended(running)
     errors = running.exception()
@@ -102,13 +100,7 @@ async def test_the_error_of_the_body_is_told_beside_that_of_a_task_that_ends_bad
 
 
 async def test_a_cancellation_while_the_tasks_of_a_failed_body_end_leaves_its_error() -> None:
-    async def run() -> None:
-        async with TaskGroup() as group:
-            group.create_task(deaf_once())
-            await asyncio.sleep(0)
-            raise ValueError("this one")
-
-    running = asyncio.create_task(run())
+    running = asyncio.create_task(body_fails_beside(deaf_once))
     for _ in range(5):
         await asyncio.sleep(0)
     running.cancel()

@@ -101,7 +101,7 @@ class AgentRuns:
         Once this has returned, the run reaches exactly one end. With an idempotency key, the same run is
         started only once, however often this is called. ``limits`` can only lower those of the agent: members
         that are not set are the agent's. Without ``traceparent`` the run is in the current trace. A queue
-        that there is not is declared, and the run waits there for a runner; ``require_queue`` looks before.
+        that does not exist is declared, and the run waits in it for a runner; ``require_queue`` checks first.
 
         Raises:
             InvalidJobError: The order is invalid.

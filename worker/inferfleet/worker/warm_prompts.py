@@ -1,4 +1,4 @@
-"""Tells clients which prompts this worker has in its prefix cache, so that jobs that begin alike come."""
+"""Tells clients which prompts this worker has cached, so that jobs whose prompts begin alike come here."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run a callback in the next turn of the calling actor."""
-        handle = _Handle(callback, args, self, context)
+        handle = asyncio.Handle(callback, args, self, context)
         self._add(self._owner(handle), handle)
         return handle
 
@@ -140,7 +140,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback at a time."""
-        timer = _Timer(when, callback, args, self, context)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer, self._owner(timer)))
         return timer
 
@@ -300,32 +300,6 @@ def hash_by_number(self: Any) -> int:
     if number is None:
         number = self._hash = next(_hashes)
     return number
-
-
-class _Handle(asyncio.Handle):
-    """One that is made in less time, because this loop is never in asyncio's debug mode."""
-
-    __slots__ = ()
-
-    def __init__(self, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-
-
-class _Timer(asyncio.TimerHandle):
-    """A timer that is made in less time."""
-
-    __slots__ = ()
-
-    def __init__(self, when: float, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
-        _Handle.__init__(cast("_Handle", self), callback, args, loop, context)
-        self._when = when
-        self._scheduled = False
 
 
 class _Task(asyncio.Task[Any]):

@@ -64,7 +64,7 @@ def forget_open(open_key: str, /, *entries: Argument) -> Command:
 
 
 def pool_change(pool_key: str, /, *, field: str, value: Argument, change: str) -> Command:
-    """Set something for a pool, or no longer."""
+    """Set a field of a pool, or clear it."""
     return ("EVALSHA", _POOL_CHANGE.sha, 1, pool_key, field, value, change)
 
 

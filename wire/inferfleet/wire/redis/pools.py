@@ -69,7 +69,7 @@ async def require_identity(pipeline: CommandPipeline, pool: str, identity: str |
 
 
 async def _change(pipeline: CommandPipeline, pool: str, field: str, value: Argument) -> bool:
-    """Set something for a pool, or with ``""`` no longer. Return whether it was set before."""
+    """Set a field of a pool, or clear it with ``""``. Return whether it was set before."""
     command = pool_scripts.pool_change(pool_key(pool), field=field, value=value, change=new_change())
     return bool(await pipeline.execute(*command))
 

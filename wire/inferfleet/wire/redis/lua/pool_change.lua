@@ -1,8 +1,8 @@
--- Set something for a pool, or no longer.
+-- Set a field of a pool, or clear it.
 -- Returns 1 if it was set before, else 0. Sent twice, the second answers as the first and changes nothing, also after others.
 local pool_key = KEYS[1]
 local field = ARGV[1]
-local value = ARGV[2] -- '' for no longer
+local value = ARGV[2] -- '' to clear it
 local change = ARGV[3] -- an id of this change, of 16 characters
 
 local changes = redis.call('HGET', pool_key, 'changes') or ''
