@@ -109,6 +109,14 @@ async def test_a_client_with_a_certificate_submits_over_tls(secured: Secured) ->
         assert (await fleet.get(job)).state == "queued"
 
 
+async def test_a_closed_connection_with_tls_does_not_flow_and_can_be_aborted(secured: Secured) -> None:
+    async with open_amqp(secured.amqp_url, timeout_s=PATIENCE_S, name="test") as connection:
+        assert connection.stream.flows
+        await connection.close()
+        assert not connection.stream.flows
+        connection.stream.abort()
+
+
 async def test_a_client_without_a_certificate_is_refused(secured: Secured) -> None:
     url = f"amqps://{USER}:{PASSWORD}@localhost:{secured.amqp_port}/?cafile={secured.files.ca}"
     with pytest.raises(ServiceUnreachableError):

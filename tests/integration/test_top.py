@@ -117,7 +117,8 @@ async def test_a_snapshot_agrees_with_the_fleet(fleet: Fleet, start_worker: Star
         return (seen.ready, seen.held) == (3, 1) and bool(seen.tokens_per_s)
 
     await eventually(known)
-    snapshot, status, (worker,) = await fleet.watch.snapshot(), await fleet.pool(pool), await fleet.workers()
+    snapshot, status = await fleet.watch.snapshot(), await fleet.pool(pool)
+    (worker,) = status.workers
     seen = view(snapshot, pool)
     for name in ("ready", "held", "dead_letters", "unfinished", "paused_at"):
         assert getattr(seen, name) == getattr(status, name), name

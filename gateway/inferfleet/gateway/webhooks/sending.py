@@ -22,6 +22,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
+from inferfleet.wire.transports import abort
+
 Network = IPv4Network | IPv6Network
 """A network whose addresses may be reached although they are not public."""
 
@@ -264,7 +266,7 @@ class _Response(aiohttp.ClientResponse):
         finally:
             # Nobody reads the body, nor waits until the endpoint has ended TLS, too.
             if transport is not None:
-                transport.abort()
+                abort(transport)
 
 
 class _Resolver(AbstractResolver):

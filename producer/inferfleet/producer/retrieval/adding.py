@@ -63,7 +63,7 @@ class Adding:
                         await places.acquire()
                         task = group.create_task(self._embed(new, window))
                         task.add_done_callback(lambda _: places.release())
-        except* Exception as errors:
+        except ExceptionGroup as errors:
             # One error ends the others, and is the one to tell.
             raise _first(errors) from None
         finally:

@@ -25,6 +25,7 @@ from inferfleet.wire.rabbitmq.frames import (
     METHOD,
     close_reason,
 )
+from inferfleet.wire.transports import abort
 
 FrameHandler = Callable[[int, bytes], bool]
 """Gets a frame's type and payload, and returns true if it took the frame."""
@@ -104,8 +105,11 @@ class FrameStream(TransportFactory):
         if self._writer is None:
             return False
         transport = self._writer.transport
+        if transport.is_closing():
+            # One with TLS does not know its buffer any more.
+            return False
         least, _ = transport.get_write_buffer_limits()
-        return transport.get_write_buffer_size() <= least and not transport.is_closing()
+        return transport.get_write_buffer_size() <= least
 
     async def drain(self) -> None:
         """Wait while the peer reads more slowly than we write.
@@ -123,7 +127,7 @@ class FrameStream(TransportFactory):
     def abort(self) -> None:
         """Abort the connection, and drop data that was not sent yet."""
         if self._writer is not None:
-            self._writer.transport.abort()
+            abort(self._writer.transport)
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, as aiormq's own transports do."""
