@@ -128,7 +128,7 @@ async def test_who_was_served_less_than_the_mean_of_those_that_compete_is_prefer
 async def test_service_decays_by_the_clock_of_redis(
     pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await serve(pipeline, pool, busy=1000, other=100)
+    await serve(pipeline, pool, busy=1000, other=200)
     placing = PoolShares(pipeline, ttl_s=60)
     monkeypatch.setattr(placing._pipeline.clock, "now_ms", lambda: 0)  # pyright: ignore[reportPrivateUsage]
     assert not await placing.place(pool, "busy", "now")
