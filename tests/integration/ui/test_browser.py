@@ -62,20 +62,28 @@ async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> 
 async def test_the_text_of_a_job_grows_until_its_end(
     look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
-    job = await fleet.submit(
-        slow_chat(HOSTILE, tokens=60, step_s=0.1), pool=pool, stream=True, session_id=f"{pool}-talk"
-    )
-    await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
+    endless = await fleet.submit(slow_chat(HOSTILE, tokens=100_000, step_s=0.1), pool=pool, stream=True)
+    await look.page.goto(f"{gateway.url}/ui/jobs/{endless.id}")
     await look.examine("job-queued")
     await start_worker()
-    await until_tokens(fleet, job, 20)
+    await until_tokens(fleet, endless, 20)
     text = look.page.locator("#answer pre.writing")
     await text.wait_for()
     await look.page.locator(".timeline .started").wait_for()
     begun = await text.text_content()
     assert begun
-    assert answer_to(job).startswith(begun)
     await look.examine("job-running")
+    grown = await text.text_content()
+    assert answer_to(endless).startswith(grown)
+    assert grown.startswith(begun)
+    assert len(grown) > len(begun)
+    await fleet.cancel(endless)
+    await look.page.locator(".badge.cancelled").wait_for()
+
+    job = await fleet.submit(
+        slow_chat(HOSTILE, tokens=60, step_s=0.1), pool=pool, stream=True, session_id=f"{pool}-talk"
+    )
+    await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
     await fleet.wait(job)
     await look.page.locator(".badge.succeeded").wait_for()
     assert await look.page.locator(".part pre").text_content() == answer_to(job)
