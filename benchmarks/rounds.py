@@ -24,6 +24,9 @@ from inferfleet.local.services import Services
 Figures = dict[str, float]
 """What one round of one contender gave: figure to value."""
 
+WARM_UP_JOBS = 30
+"""Jobs that are not measured: a process builds much when it submits its first."""
+
 SETTLE_S = 0.3
 """A pause after a drain, for the acks of its last jobs."""
 
@@ -69,10 +72,11 @@ class Bench:
         client = contender.start_client(self.environment(1), log=log)
         try:
             if "submit" in contender.cases:
+                client.order("each", WARM_UP_JOBS)
                 each = client.order("each", self.sizes.submit_each)
                 figures["submit one by one, jobs/s"] = each["jobs"] / each["seconds"]
                 figures["submit one by one, client CPU s per 1,000"] = each["cpu_s"] / each["jobs"] * 1000
-            filled = self.sizes.submit_each if "submit" in contender.cases else 0
+            filled = WARM_UP_JOBS + self.sizes.submit_each if "submit" in contender.cases else 0
             bulk = client.order("bulk", self.sizes.drain)
             figures["submit in bulk, jobs/s"] = bulk["jobs"] / bulk["seconds"]
             figures["submit in bulk, client CPU s per 1,000"] = bulk["cpu_s"] / bulk["jobs"] * 1000
@@ -80,7 +84,7 @@ class Bench:
             try:
                 figures |= self._drained(worker, "drain")
                 if "round trip" in contender.cases:
-                    client.order("1", 30)
+                    client.order("1", WARM_UP_JOBS)
                     alone = client.order("1", self.sizes.alone)
                     figures["round trip, 1 outstanding, p50 ms"] = alone["p50_ms"]
                     figures["round trip, 1 outstanding, p99 ms"] = alone["p99_ms"]

@@ -95,6 +95,8 @@ class Recorder:
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self.on_connect: list[Callable[[], None]] = []
 
+    def check_home(self) -> None: ...
+
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
         name = str(command[0])
         if name == "EVALSHA":

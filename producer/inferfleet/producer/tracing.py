@@ -18,6 +18,7 @@ from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS, trace_id, valid_trace
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanKind, Tracer
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 
 def current_trace() -> dict[str, str]:
@@ -25,10 +26,12 @@ def current_trace() -> dict[str, str]:
     if "opentelemetry.trace" not in sys.modules:
         # Who has started a span has imported it.
         return {}
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.trace import get_current_span
 
+    if not get_current_span().get_span_context().is_valid:
+        return {}
     trace: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(trace)
+    _propagator().inject(trace)
     if len(trace.get("tracestate", "")) > MAX_TRACESTATE_CHARS:
         del trace["tracestate"]
     return trace
@@ -41,9 +44,8 @@ def in_trace(traceparent: str | None) -> Generator[None]:
         yield
         return
     from opentelemetry.context import attach, detach
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    token = attach(TraceContextTextMapPropagator().extract({"traceparent": traceparent}))
+    token = attach(_propagator().extract({"traceparent": traceparent}))
     try:
         yield
     finally:
@@ -68,13 +70,12 @@ def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
         yield jobs
         return
     from opentelemetry.trace import SpanKind
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     first = jobs[0]
     together = all((job.traceparent, job.tracestate) == (first.traceparent, first.tracestate) for job in jobs)
     context = None
     if together and first.traceparent is not None:
-        context = TraceContextTextMapPropagator().extract(trace_headers(first))
+        context = _propagator().extract(trace_headers(first))
     name, attributes = _described(jobs)
     with _span(name, kind=SpanKind.PRODUCER, attributes=attributes, context=context):
         trace = current_trace()
@@ -155,6 +156,13 @@ def _described(jobs: Sequence[Job]) -> tuple[str, dict[str, Any]]:
             span_names.TENANT: job.tenant,
         }
     return name, attributes
+
+
+@cache
+def _propagator() -> TraceContextTextMapPropagator:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator()
 
 
 @cache

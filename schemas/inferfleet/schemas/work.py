@@ -195,6 +195,8 @@ def count_prompts(body: Mapping[str, Any]) -> int:
 
 def _count(value: object) -> int | None:
     """Read a whole number that is not negative; ``None`` if it is none."""
+    if value is None:
+        return None
     try:
         count = _whole.validate_python(value)
     except ValidationError:

@@ -21,7 +21,7 @@ from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, PassOn, Postpone, cancelled
-from inferfleet.worker.ports import AdapterEngine, Engine, Generation, GenerationError
+from inferfleet.worker.ports import Engine, Generation, GenerationError, as_adapter_engine
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
@@ -143,9 +143,9 @@ class Claims:
         engine = self._engine.pin(run)
         run.problem = _problem(run.job, engine)
         run.identity = engine.identity
-        if run.problem is None and isinstance(engine, AdapterEngine):
+        if run.problem is None and (adapting := as_adapter_engine(engine)) is not None:
             try:
-                run.identity = await engine.identify(generation)
+                run.identity = await adapting.identify(generation)
             except GenerationError as error:
                 run.problem = Failure(code=error.code, message=str(error)[:4096])
         run.resumable = run.problem is None and _resumable(generation, engine)

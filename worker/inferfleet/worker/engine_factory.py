@@ -14,7 +14,7 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.foreign_code import raised_by
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.ports import AdapterEngine, Engine
+from inferfleet.worker.ports import Engine, as_adapter_engine
 
 ENTRY_POINT_GROUP = "inferfleet.engines"
 
@@ -39,7 +39,7 @@ def make_engine(settings: WorkerSettings) -> Engine:
             f"cannot be imported: {said}"
         ) from error
     engine = make(settings)
-    if settings.adapters_dir and not isinstance(engine, AdapterEngine):
+    if settings.adapters_dir and as_adapter_engine(engine) is None:
         raise ConfigurationError(
             f"INFERFLEET_ADAPTERS_DIR: the engine {found.name!r} has no LoRA adapters, so it cannot use "
             f"those in {settings.adapters_dir!r}; leave the setting out, or use --engine vllm"

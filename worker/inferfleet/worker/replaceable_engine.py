@@ -14,12 +14,12 @@ from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.ports import (
-    AdapterEngine,
     Completion,
     Engine,
     EngineStats,
     Generation,
     ModelIdentity,
+    as_adapter_engine,
 )
 
 
@@ -51,7 +51,8 @@ class ReplaceableEngine:
 
     async def adapters(self) -> tuple[str, ...]:
         """Return the names of the current model's adapters."""
-        return await self.current.adapters() if isinstance(self.current, AdapterEngine) else ()
+        engine = as_adapter_engine(self.current)
+        return () if engine is None else await engine.adapters()
 
     async def start(self) -> None:
         """Start the current engine."""

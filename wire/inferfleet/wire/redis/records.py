@@ -136,31 +136,32 @@ class JobRecords(JobEndings):
         ``key`` is the idempotency key under which the job was found. ``keep`` keeps a job that is being taken
         back because its other submissions were refused.
         """
-        recorded = self._pipeline.enqueue(
-            *job_scripts.create(
-                job_key(job.id),
-                journal_key(job.id),
-                request_key(job.id),
-                submitted_ms=milliseconds(job.submitted_at),
-                ttl_s=self._queued_ttl_s + seconds_until(job, self.clock.now()),
-                queued_entry=encoded(QueuedEntry(at=job.submitted_at, not_before=job.not_before)),
-                pool=job.pool,
-                priority=int(job.priority),
-                reply_to=reply_to,
-                call=call,
-                keep=int(keep),
-                session=job.session_id or "",
-                tenant=job.tenant,
-                request=request if self._keep_requests else b"",
-                traceparent=_sampled(job),
-                submitted_to=job.submitted_to or "",
-                size=JobSize.of(job.endpoint, job.body, request_bytes=len(request)).encoded(),
-                not_before_ms=_not_before_ms(job),
-                after=" ".join(job.after or ()),
-            )
+        create = job_scripts.create(
+            job_key(job.id),
+            journal_key(job.id),
+            request_key(job.id),
+            submitted_ms=milliseconds(job.submitted_at),
+            ttl_s=self._queued_ttl_s + seconds_until(job, self.clock.now()),
+            queued_entry=encoded(QueuedEntry(at=job.submitted_at, not_before=job.not_before)),
+            pool=job.pool,
+            priority=int(job.priority),
+            reply_to=reply_to,
+            call=call,
+            keep=int(keep),
+            session=job.session_id or "",
+            tenant=job.tenant,
+            request=request if self._keep_requests else b"",
+            traceparent=_sampled(job),
+            submitted_to=job.submitted_to or "",
+            size=JobSize.of(job.endpoint, job.body, request_bytes=len(request)).encoded(),
+            not_before_ms=_not_before_ms(job),
+            after=" ".join(job.after or ()),
         )
-        # With the same write, so that it is there before a message is.
+        self._pipeline.check_home()
+        # It enters with the same write, so that it is there before a message is. The event loop runs in
+        # order, so what enters must be collected before the command wakes the writer.
         entered = self.open_jobs.enter(job)
+        recorded = self._pipeline.enqueue(*create)
         # In this order, because taking a job back frees its key before it deletes the record.
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
