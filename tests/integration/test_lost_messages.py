@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -49,6 +50,7 @@ from inferfleet.wire.redis import open_jobs
 from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
 from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pipelined_connection import PipelinedConnection
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker import sweep
 
@@ -69,6 +71,22 @@ async def test_a_worker_says_that_a_sweep_takes_too_long(
         return "a sweep takes more than 0.1 s, a quarter of INFERFLEET_SWEEP_INTERVAL_S" in caplog.text
 
     await eventually(is_said)
+
+
+async def test_the_record_of_a_job_and_its_entry_in_the_index_are_one_write(
+    records: JobRecords, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = PipelinedConnection.write, list[int]()
+
+    async def count(self: PipelinedConnection, packed: Sequence[bytes]) -> None:
+        written.append(len(packed))
+        await write(self, packed)
+
+    # A new connection writes more.
+    await records.create(Job(pool=pool, body=chat()), reply_to="client", call="first")
+    monkeypatch.setattr(PipelinedConnection, "write", count)
+    await records.create(Job(pool=pool, body=chat()), reply_to="client", call="second")
+    assert written == [2]
 
 
 async def open_in(store: aioredis.Redis, pool: str, priority: int = 4) -> set[str]:
