@@ -126,7 +126,7 @@ async def test_a_worker_holds_no_more_than_it_can_run_and_a_little_ahead(
 ) -> None:
     """What a full worker hoards, a new one could not take."""
     jobs = await fleet.submit_many(
-        [slow_chat(str(number), tokens=300, step_s=0.01) for number in range(20)], pool=pool
+        [slow_chat(str(number), tokens=100_000, step_s=0.01) for number in range(20)], pool=pool
     )
     await start_worker(max_running=4, look_ahead=2)
     await until_tokens(fleet, jobs[0])

@@ -23,6 +23,8 @@ from inferfleet.worker.engines.openai.engine import OpenaiEngine
 class TestOnAGateway(EngineSuite):
     url: ClassVar[str]
     gateway: ClassVar[ForkedProcess]
+    # On a busy machine, the worker generates while this process, which reads the answers, waits for the CPU.
+    long_tokens = 2000
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
