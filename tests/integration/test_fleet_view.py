@@ -350,6 +350,8 @@ async def test_a_pool_that_does_not_exist_gets_on_no_list_by_jobs_that_are_refus
 
 
 async def test_pools_without_jobs_cost_a_page_nothing(fleet: Fleet, store: aioredis.Redis, pool: str) -> None:
+    # The jobs of other tests do cost something.
+    await store.delete(POOLS_KEY)
     names = [f"{pool}.{number:04}" for number in range(PAGE_READS // 10 + 1)]
     await store.zadd(POOLS_KEY, dict.fromkeys(names, fleet.pipeline.clock.now_ms()))
     try:
