@@ -23,6 +23,7 @@ from tests.integration.ui.browser import LOOKS, Look, chromium
 from tests.integration.ui.conftest import HOSTILE, Reader, new_key, start_rollout, waiting_run
 
 from inferfleet.agents import AgentRuns
+from inferfleet.gateway import api_keys
 from inferfleet.producer import Fleet
 from inferfleet.schemas.fleet_history import FleetSample
 from inferfleet.schemas.names import FLEET_HISTORY_KEY
@@ -64,6 +65,7 @@ async def test_the_text_of_a_job_grows_until_its_end(
 ) -> None:
     endless = await fleet.submit(slow_chat(HOSTILE, tokens=100_000, step_s=0.1), pool=pool, stream=True)
     await look.page.goto(f"{gateway.url}/ui/jobs/{endless.id}")
+    assert await look.page.locator("#answer-note").text_content() == "Waiting to start…"
     await look.examine("job-queued")
     await start_worker()
     await until_tokens(fleet, endless, 20)
@@ -90,7 +92,22 @@ async def test_the_text_of_a_job_grows_until_its_end(
     await look.examine("job-succeeded")
     await look.page.click("text=-talk")
     await look.examine("session")
+    await fleet.wait(await fleet.submit(chat(), pool=pool, session_id=f"{pool}-talk"))
+    await look.page.locator("section[aria-label='Turn 2']").wait_for()
+    assert await look.page.locator("dt:text('Turns') + dd").text_content() == "2"
     assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
+
+
+async def test_a_job_whose_events_cannot_be_followed_is_shown_at_its_end(
+    look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await look.page.route("**/events", lambda route: route.fulfill(status=503))
+    job = await fleet.submit(chat(), pool=pool)
+    await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
+    await look.page.locator("#answer-note:has-text('reload the page')").wait_for()
+    await start_worker()
+    await look.page.locator(".badge.succeeded").wait_for()
+    assert await look.page.locator(".part pre").text_content() == answer_to(job)
 
 
 async def test_a_busy_fleet(
@@ -148,6 +165,44 @@ async def test_a_person_approves_a_call_of_a_run(
     await records.claim(run_id, fence="two", runner="two", lease_s=60)
     await records.settle(run_id, RunState.SUCCEEDED, fence="two", told=1, result=result)
     await look.page.locator("[data-live='0'] .badge.succeeded").wait_for()
+
+
+async def test_what_somebody_has_typed_or_opened_stays_while_the_page_is_renewed(
+    look: Look, gateway: RunningGateway, fleet: Fleet, pool: str
+) -> None:
+    run_id = await waiting_run(fleet, pool)
+    await look.page.goto(f"{gateway.url}/ui/runs/{run_id}")
+    await look.page.fill("[name=reason]", "too dear")
+    await look.page.click("summary")
+    await look.page.fill("[name=result]", "paid")
+    await look.page.click("h1")
+    # Renewed nodes are others.
+    await look.page.evaluate("document.querySelector('[name=reason]').classList.add('old')")
+    await look.page.locator("[name=reason]:not(.old)").wait_for()
+    assert await look.page.input_value("[name=reason]") == "too dear"
+    assert await look.page.input_value("[name=result]") == "paid"
+    assert await look.page.locator("details").evaluate("(each) => each.open")
+
+
+async def test_a_page_says_that_it_is_not_up_to_date(
+    look: Look, guarded: RunningGateway, key_file: Path, pool: str
+) -> None:
+    key = new_key(key_file, "acme")
+    await look.page.goto(f"{guarded.url}/ui/jobs?pool={pool}")
+    await look.page.keyboard.type(key)
+    await look.page.keyboard.press("Enter")
+    await look.page.locator("text=Sign out").wait_for()
+    with api_keys.changed_keys(key_file) as keys:
+        kept = list(keys)
+        keys.clear()
+    said = look.page.locator("[role=status] .problem")
+    await said.filter(has_text="you are signed out").wait_for()
+    await look.examine("signed-out-meanwhile")
+    with api_keys.changed_keys(key_file) as keys:
+        keys.extend(kept)
+    await said.wait_for(state="detached")
+    await guarded.stop()
+    await said.filter(has_text="the gateway does not answer").wait_for()
 
 
 async def test_a_rollout_is_promoted_and_aborted_after_questions(

@@ -59,6 +59,21 @@ async def test_a_form_answers_what_a_run_asks(
         assert (await reader.submit(f"/ui/runs/{run_id}/approve", **not_asked)).status_code == 409
 
 
+async def test_an_answer_that_is_refused_leads_back_to_the_run(
+    fleet: Fleet, reader: Reader, pool: str
+) -> None:
+    run_id = await waiting_run(fleet, pool)
+    await reader.submit(f"/ui/runs/{run_id}/approve", question="0.0:1")
+    sent = await reader.post(
+        f"/ui/runs/{run_id}/deny",
+        data={"question": "0.0:1"},
+        headers={**reader.origin, "referer": f"{reader.base_url}/ui/runs/{run_id}"},
+    )
+    assert sent.status_code == 409
+    assert "has got another answer: approve" in sent.text
+    assert f'<a href="/ui/runs/{run_id}">Back</a>' in sent.text
+
+
 async def test_a_run_can_be_cancelled(fleet: Fleet, reader: Reader, pool: str) -> None:
     run_id = await waiting_run(fleet, pool)
     assert "Cancel the run" in await reader.page(f"/ui/runs/{run_id}")

@@ -8,6 +8,7 @@ import pytest
 from tests.integration.conftest import RunningGateway, StartGateway, StartWorker, chat, eventually
 from tests.integration.ui.conftest import NO_JOB, Reader, SignIn, new_key, waiting_run
 
+from inferfleet.agents import AgentRuns
 from inferfleet.gateway import api_keys
 from inferfleet.producer import Fleet
 
@@ -193,6 +194,26 @@ async def test_a_revoked_key_counts_no_more(sign_in: SignIn, key_file: Path) -> 
     with api_keys.changed_keys(key_file) as keys:
         keys.clear()
     assert (await reader.get("/ui/jobs")).status_code == 303
+
+
+async def test_a_form_of_somebody_who_is_signed_out_leads_back_to_its_page(
+    guarded: RunningGateway, fleet: Fleet, pool: str
+) -> None:
+    run_id = await waiting_run(fleet, pool, tenant="acme")
+    page = f"{guarded.url}/ui/runs/{run_id}?x=1"
+    async with Reader(guarded) as reader:
+        for referer, location in (
+            (page, f"/ui/sign-in?next=%2Fui%2Fruns%2F{run_id}%3Fx%3D1"),
+            ("https://evil.example/elsewhere", "/ui/sign-in"),
+            ("http://[", "/ui/sign-in"),
+        ):
+            answer = await reader.post(
+                f"/ui/runs/{run_id}/approve",
+                data={"question": "0.0:1"},
+                headers={**reader.origin, "referer": referer},
+            )
+            assert (answer.status_code, answer.headers["location"]) == (303, location)
+    assert await AgentRuns(fleet).records.inbox(run_id) == {}
 
 
 async def test_there_is_no_page_where_it_is_turned_off(start_gateway: StartGateway, fleet: Fleet) -> None:

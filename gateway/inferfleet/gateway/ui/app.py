@@ -21,7 +21,7 @@ from inferfleet.gateway.ui.fleet_pages import fleet_pages
 from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.ui.job_pages import job_pages
 from inferfleet.gateway.ui.letter_pages import letter_pages
-from inferfleet.gateway.ui.pages import UI_PATH, Pages, SecureHeaders
+from inferfleet.gateway.ui.pages import UI_PATH, Pages, SecureHeaders, came_from
 from inferfleet.gateway.ui.rollout_pages import rollout_pages
 from inferfleet.gateway.ui.run_pages import run_pages
 from inferfleet.gateway.ui.session_pages import session_pages
@@ -82,7 +82,7 @@ async def _refused(gateway: Gateway, pages: Pages, request: Request, error: Any)
         request.state.caller = ANYBODY
     status, message = _told(error)
     message = TenantFleet(gateway.trusted_fleet, request.state.caller.tenant).visible_text(message)
-    return pages.page(request, "error.html", status, status=status, message=message)
+    return pages.page(request, "error.html", status, status=status, message=message, back=came_from(request))
 
 
 def _told(error: Exception) -> tuple[HTTPStatus, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,7 +33,6 @@ HEADERS: Final = (
 )
 """The headers of every answer. No page has a script or a style of its own, so none can be slipped in."""
 
-
 _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "amount": plain,
     "at_ms": moment_of,
@@ -49,6 +48,16 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "short": words.short,
     "size": words.size,
 }
+
+
+def came_from(request: Request) -> str:
+    """Return the path of the page of ours that a browser has sent a request from, or nothing."""
+    try:
+        sender = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return ""
+    path = sender.path + (f"?{sender.query}" if sender.query else "")
+    return path if path.startswith(f"{UI_PATH}/") else ""
 
 
 class SecureHeaders:

@@ -16,7 +16,7 @@ from fastapi.responses import RedirectResponse
 from inferfleet.gateway.callers import ANYBODY, Caller, set_caller
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.ui.forms import read_form
-from inferfleet.gateway.ui.pages import UI_PATH, Pages
+from inferfleet.gateway.ui.pages import UI_PATH, Pages, came_from
 
 COOKIE: Final = "inferfleet_key"
 SIGN_IN_PATH: Final = f"{UI_PATH}/sign-in"
@@ -45,9 +45,10 @@ def signed_in(gateway: Gateway, request: Request) -> None:
 
 
 def to_sign_in(request: Request) -> Response:
-    """Send somebody to the page that asks for the key, and back here afterwards."""
-    back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    where = SIGN_IN_PATH if request.method != "GET" else f"{SIGN_IN_PATH}?next={quote(back, safe='')}"
+    """Send somebody to the page that asks for the key, and afterwards back here, or to the form's page."""
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    back = here if request.method == "GET" else came_from(request)
+    where = f"{SIGN_IN_PATH}?next={quote(back, safe='')}" if back else SIGN_IN_PATH
     return RedirectResponse(where, HTTPStatus.SEE_OTHER, {"cache-control": "no-store"})
 
 

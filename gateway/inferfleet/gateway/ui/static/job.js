@@ -50,6 +50,8 @@ async function renewFacts() {
     const page = await fetch(location.href, { redirect: "error" });
     if (!page.ok) return;
     const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
+    // The job has ended, and its last event did not come here.
+    if (!fresh.getElementById("answer")) return location.reload();
     const here = document.getElementById("facts");
     if (!here.contains(document.activeElement)) here.replaceChildren(...fresh.getElementById("facts").childNodes);
   } catch {
@@ -68,7 +70,10 @@ on("running", () => {
   note.textContent = "Running…";
   renewFacts();
 });
-on("queued", renewFacts);
+on("queued", () => {
+  note.textContent = "Waiting to start…";
+  renewFacts();
+});
 on("restarted", (entry) => {
   choices.clear();
   answer.replaceChildren();
@@ -85,6 +90,7 @@ on("failed", (refusal) => {
   note.textContent = refusal.error.message;
 });
 events.addEventListener("error", () => {
-  note.textContent = events.readyState === EventSource.CLOSED ? "There are no more events." : "Connecting again…";
+  const closed = events.readyState === EventSource.CLOSED;
+  note.textContent = closed ? "The answer can no longer be followed; reload the page." : "Connecting again…";
 });
 setInterval(() => document.hidden || renewFacts(), 5000);
