@@ -146,6 +146,16 @@ async def test_jobs_are_listed_over_http_by_metadata_and_time_a_page_at_a_time(
             answer = await http.get("/v1/jobs", params={"pool": pool, unread: "c"})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
             assert unread in answer.json()["error"]["message"]
-        for wrong in ({"after": "x"}, {"since": "yesterday"}, {"until": "2026-11-26T12:00:00"}):
+        assert sorted(await listed(priority="normal")) == sorted([first, second, third])
+        assert await listed(priority="high") == []
+        for wrong, said in (
+            ({"after": "x"}, "'x'"),
+            ({"since": "yesterday"}, "'yesterday'"),
+            ({"until": "2026-11-26T12:00:00"}, "'2026-11-26T12:00:00'"),
+            ({"priority": "42"}, "'42'"),
+            ({"session": "talk"}, "did you mean 'session_id'?"),
+            ({"order": "asc"}, "until, metadata[KEY], limit, after"),
+        ):
             answer = await http.get("/v1/jobs", params=wrong)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(wrong)))
+            assert said in answer.json()["error"]["message"]

@@ -17,7 +17,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.run_requests import ApproveCall, DenyCall, ReplayRun, StartRun
 from inferfleet.producer.job_making import read_priority
-from inferfleet.producer.openai.requests import apart, read_model, read_object
+from inferfleet.producer.openai.requests import apart, check_members, read_model, read_object
 from inferfleet.producer.tracing import trace_of_request
 from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.prices import plain
@@ -116,6 +116,7 @@ def agent_routes(gateway: Gateway) -> APIRouter:
         Each `input` is cut to its first 200 characters. A page may have fewer runs than `limit`, even none,
         while `has_more` says that there may be more.
         """
+        check_members(request.query_params, ("queue", "state", "limit", "after"))
         page = await gateway.runs_of(request).page(queue, state=state, after=after, limit=limit)
         runs = list(map(_described, page.runs))
         return json_answer(

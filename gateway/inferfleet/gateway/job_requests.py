@@ -10,7 +10,15 @@ from typing import Any, Final, cast
 
 from inferfleet.producer.job_making import LATER, OPTIONS_MEMBER, JobOptions
 from inferfleet.producer.openai.refusals import bad_request
-from inferfleet.producer.openai.requests import OPTIONS, Asked, apart, parse, read_json, read_options
+from inferfleet.producer.openai.requests import (
+    OPTIONS,
+    Asked,
+    apart,
+    parse,
+    read_endpoint,
+    read_json,
+    read_options,
+)
 from inferfleet.producer.openai.scanning import scan
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.near_match import did_you_mean
@@ -87,12 +95,7 @@ def _read_job(given: object, headers: Mapping[str, str], place: str) -> Asked:
                 f"{place}body.{name}: no engine knows this; options of a job stand beside its body",
                 param=f"{place}body.{name}",
             )
-    try:
-        endpoint = Endpoint(job.get("endpoint", Endpoint.CHAT))
-    except ValueError:
-        raise bad_request(
-            f"{place}endpoint: is not one of {', '.join(Endpoint)}", param=f"{place}endpoint"
-        ) from None
+    endpoint = read_endpoint(job.get("endpoint", Endpoint.CHAT), place)
     options = read_options({name: job[name] for name in OPTIONS if name in job}, headers)
     options |= cast("JobOptions", {name: job[name] for name in LATER if job.get(name) is not None})
     options["endpoint"] = endpoint

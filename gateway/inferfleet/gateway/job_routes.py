@@ -33,10 +33,11 @@ from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.waiting import EventResponse, answered
 from inferfleet.producer import JobFilter
+from inferfleet.producer.job_making import read_priority
 from inferfleet.producer.journal_view import BEGINNING, JournalView
 from inferfleet.producer.openai.api import WORKERS_HEADER
 from inferfleet.producer.openai.refusals import Refusal, bad_request, refusal_of
-from inferfleet.producer.openai.requests import Asked
+from inferfleet.producer.openai.requests import Asked, check_members
 from inferfleet.producer.openai.streams import EVENT_HEADERS, EventStream, Part
 from inferfleet.producer.positions import WaitReason
 from inferfleet.producer.tenant_fleet import TenantFleet
@@ -47,9 +48,15 @@ from inferfleet.schemas.errors import (
     WaitTimeoutError,
 )
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS
 from inferfleet.schemas.result import JobRecord
 
 MAX_WAIT_S: Final = 600.0
+
+CONDITIONS: Final = (
+    *("pool", "state", "priority", "session_id", "since", "until", "metadata[KEY]"),
+    *("limit", "after"),
+)
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _MEMBER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -57,6 +64,7 @@ _MEMBER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most jobs to list.")]
 After = Annotated[str | None, Query(description="The `next` of the previous page.")]
+Level = Annotated[str | None, Query(description="0 to 9, or a name, such as `high`.")]
 Time = Annotated[AwareDatetime | None, Query(description="When they were accepted, or last published again.")]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
 
@@ -122,7 +130,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         request: Request,
         pool: str | None = None,
         state: JobState | None = None,
-        priority: int | None = None,
+        priority: Level = None,
         session_id: str | None = None,
         since: Time = None,
         until: Time = None,
@@ -133,14 +141,15 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
         A page may have fewer jobs than `limit`, even none, while `has_more` says that there may be more.
         """
+        metadata = _metadata(request)
         where = JobFilter(
             pool=pool,
             state=state,
-            priority=priority,
+            priority=None if priority is None else read_priority(priority),
             session_id=session_id,
             since=since,
             until=until,
-            metadata=_metadata(request),
+            metadata=metadata,
         )
         page = await gateway.fleet_of(request).jobs_page(where, after=after, limit=limit)
         jobs = list(map(_described, page.jobs))
@@ -199,19 +208,23 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
         Any gateway continues the stream of another one. If no event follows, the answer is 204.
         """
-        return await job_events(gateway, request, job_id, after=last_event_id or after)
+        name = "Last-Event-ID" if last_event_id else "after"
+        return await job_events(gateway, request, job_id, after=last_event_id or after, name=name)
 
     return router
 
 
-async def job_events(gateway: Gateway, request: Request, job_id: str, *, after: str | None) -> Response:
-    """Follow a job's journal, for the API's route and for the web page."""
+async def job_events(
+    gateway: Gateway, request: Request, job_id: str, *, after: str | None, name: str = "Last-Event-ID"
+) -> Response:
+    """Follow a job's journal, for the API's route and for the web page. ``name`` is where ``after`` stood."""
     check_job_id(job_id)
     cursor = after or BEGINNING
     try:
         JournalView.at(cursor)
     except ValueError:
-        raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
+        quoted = cursor[:MAX_QUOTED_CHARS]
+        raise bad_request(f"{name}: {quoted!r} is not the id of an event", param=name) from None
     fleet = gateway.fleet_of(request)
     record = await fleet.record(job_id)
     stream = EventStream(_lines(fleet, job_id, cursor), last_events=partial(_failed, fleet), cursor=cursor)
@@ -264,10 +277,12 @@ def _metadata(request: Request) -> dict[str, str]:
         if (member := _MEMBER.fullmatch(name)) is not None:
             members[member[1]] = value
         elif name.startswith("metadata"):
-            # Without this condition, there would be jobs in the list that nobody has asked for.
             raise bad_request(
-                f"{name}: is not a member of metadata, such as metadata[team]", param="metadata"
+                f"{name}: must name a member of the metadata, such as metadata[team]=search", param="metadata"
             )
+        else:
+            # Without a condition that is misspelt, the list would have jobs that nobody has asked for.
+            check_members([name], CONDITIONS)
     return members
 
 

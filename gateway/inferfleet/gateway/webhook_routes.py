@@ -25,7 +25,7 @@ from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
 from inferfleet.producer.openai.requests import apart, check_members, read_object
-from inferfleet.schemas.problems import kind
+from inferfleet.schemas.problems import kind, not_a_choice
 from inferfleet.schemas.webhooks import EVENT_TYPES, WebhookEvent
 from inferfleet.wire.redis.webhooks import MAX_ENDPOINTS, WebhookEndpoint
 
@@ -216,7 +216,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         endpoint = await found(request, endpoint_id)
         event_type = asked.get("event_type")
         if event_type not in EVENT_TYPES:
-            raise bad_request(f"event_type: must be one of {', '.join(EVENT_TYPES)}", param="event_type")
+            raise _unknown_type("event_type", event_type)
         at_s = store.clock.now_ms() // 1000
         event = WebhookEvent(event_type, f"test_{secrets.token_hex(8)}", at_s)
         sent = await webhooks.delivery.send(endpoint, event)
@@ -285,10 +285,12 @@ def _event_types(asked: dict[str, Any]) -> tuple[str, ...]:
     types = cast("list[object]", given)
     for each in types:
         if each not in EVENT_TYPES:
-            raise bad_request(
-                f"event_types: each must be one of {', '.join(EVENT_TYPES)}", param="event_types"
-            )
+            raise _unknown_type("event_types", each)
     return tuple(each for each in EVENT_TYPES if each in types)
+
+
+def _unknown_type(name: str, given: object) -> RefusedError:
+    return bad_request(f"{name}: {not_a_choice(given, ', '.join(EVENT_TYPES))}", param=name)
 
 
 def _check_id(endpoint_id: str) -> None:

@@ -217,15 +217,17 @@ def sentence(problem: ErrorDetails, *, quoting: bool = False) -> str:
         case "too_long" | "string_too_long":
             return f"has {_count(value, len(value))}; at most {limits['max_length']:,} are allowed"
         case "literal_error" | "enum":
-            return _not_a_choice(value, limits["expected"])
+            return not_a_choice(value, limits["expected"])
         case "union_tag_invalid":
-            return _not_a_choice(limits["tag"], limits["expected_tags"])
+            return not_a_choice(limits["tag"], limits["expected_tags"])
         case "string_pattern_mismatch":
             return _misspelt(value, problem["loc"], limits["pattern"])
         case wanted if wanted in _WANTED:
             return f"must be {_WANTED[wanted]}, not {_given(problem, quoting=quoting)}"
         case time if time.startswith(("datetime", "timezone")):
-            return "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
+            wanted = "a time with its time zone, such as 2026-01-31T12:00:00Z"
+            short = isinstance(value, str) and len(value) <= MAX_QUOTED_CHARS
+            return f"{value!r} is not {wanted}" if quoting and short else f"must be {wanted}"
         case "ip_any_network":
             return f"{_given(problem, quoting=quoting)} is not a network, such as 10.1.0.0/16"
         case "json_invalid":
@@ -277,7 +279,8 @@ def _count(value: object, number: int) -> str:
     return count_of(number, noun)
 
 
-def _not_a_choice(value: object, choices: str) -> str:
+def not_a_choice(value: object, choices: str) -> str:
+    """Say that a value is none of the choices. Only a short string is quoted."""
     if not isinstance(value, str):
         return f"must be one of {choices}, not {kind(value)}"
     if len(value) > MAX_QUOTED_CHARS:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,6 +87,43 @@ async def test_a_job_that_breaks_the_contract_is_refused(http: Client, job: Any)
     refused(await http.post("/v1/jobs", json=job), 400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (
+            "/v1/jobs",
+            [{"body": chat(), "endpoint": "/v1/images"}],
+            "[0].endpoint: '/v1/images' is not one of",
+        ),
+        (
+            "/v1/batches",
+            {"input_file_id": "f", "endpoint": "/v1/images"},
+            "endpoint: '/v1/images' is not one",
+        ),
+        ("/v1/batches", {"input_file_id": "f"}, "endpoint: must be one of"),
+        (
+            "/v1/responses",
+            {"input": [{"role": "owner", "content": "x"}]},
+            "input[0].role: 'owner' is not one",
+        ),
+        (CHAT, chat(service_tier="gold"), "service_tier: 'gold' is not one of"),
+        (
+            "/v1/webhook_endpoints",
+            {"name": "x", "url": "https://example.com", "event_types": ["job.done"]},
+            "event_types: 'job.done' is not one of",
+        ),
+    ],
+)
+async def test_a_refusal_names_the_value_that_is_none_of_the_choices(
+    start_gateway: StartGateway, tmp_path: Path, path: str, body: Any, said: str
+) -> None:
+    async with Client(await start_gateway(files_url=str(tmp_path / "files"))) as http:
+        answer = await http.post(path, json=body)
+
+    refused(answer, 400, "invalid_request")
+    assert said in answer.json()["error"]["message"]
+
+
 async def test_unknown_fields_of_a_body_go_to_the_engine(http: Client, start_worker: StartWorker) -> None:
     await start_worker()
 
@@ -103,6 +141,9 @@ async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(h
     assert (await http.put("/v1/jobs/x")).headers["allow"] == "DELETE, GET"
     refused(await http.post(f"{CHAT}/", json=chat()), 404, "not_found")
     refused(await http.get("/v1/jobs/x", params={"wait": "long"}), 400, "invalid_request")
+    refused(await http.get("/v1/agents/runs", params={"status": "waiting"}), 400, "invalid_request")
+    wrong = await http.get(f"/v1/jobs/{NO_JOB}/events", params={"after": "yesterday"})
+    assert wrong.json()["error"]["message"] == "after: 'yesterday' is not the id of an event"
 
 
 async def test_a_page_of_another_machine_can_cancel_nothing(http: Client) -> None:

@@ -23,7 +23,7 @@ from inferfleet.producer.batch.line_ids import new_batch_id
 from inferfleet.producer.job_making import OPTIONS_MEMBER, read_priority
 from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
-from inferfleet.producer.openai.requests import apart, check_members, read_object, read_options
+from inferfleet.producer.openai.requests import apart, check_members, read_endpoint, read_object, read_options
 from inferfleet.producer.openai.response_fields import Metadata
 from inferfleet.schemas.batch import BatchOrder, BatchRecord, BatchState
 from inferfleet.schemas.endpoints import Endpoint
@@ -158,10 +158,7 @@ def _order(gateway: Gateway, caller: Caller, given: dict[str, Any], headers: Map
     input_file_id = given.get("input_file_id")
     if not isinstance(input_file_id, str):
         raise bad_request("input_file_id: must be the id of a file", param="input_file_id")
-    try:
-        endpoint = Endpoint(cast("str", given.get("endpoint")))
-    except ValueError:
-        raise bad_request(f"endpoint: is not one of {', '.join(Endpoint)}", param="endpoint") from None
+    endpoint = read_endpoint(given.get("endpoint"))
     minutes = _window(window := given.get("completion_window"))
     policy = given.get("output_expires_after")
     if policy is not None and not isinstance(policy, dict):

@@ -19,7 +19,7 @@ from inferfleet.schemas.job import Priority
 from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.openai_messages import is_set
-from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind, not_a_choice
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -109,7 +109,7 @@ def set_priority(options: JobOptions, tier: object) -> None:
 
     """
     if not isinstance(tier, str) or tier not in TIERS:
-        raise bad_request(f"service_tier: must be one of {', '.join(TIERS)}", param="service_tier")
+        raise bad_request(f"service_tier: {not_a_choice(tier, ', '.join(TIERS))}", param="service_tier")
     if (priority := TIERS[tier]) is not None:
         options["priority"] = priority
 
@@ -203,7 +203,21 @@ def refuse_later(given: Mapping[str, Any], place: str = "") -> None:
             )
 
 
-def check_members(given: Mapping[str, Any], members: Iterable[str], place: str = "") -> None:
+def read_endpoint(given: object, place: str = "") -> Endpoint:
+    """Read the member ``endpoint`` of a request, itself or at ``place``.
+
+    Raises:
+        RefusedError: It is none of them.
+
+    """
+    try:
+        return Endpoint(cast("str", given))
+    except ValueError:
+        name = f"{place}endpoint"
+        raise bad_request(f"{name}: {not_a_choice(given, ', '.join(Endpoint))}", param=name) from None
+
+
+def check_members(given: Iterable[str], members: Iterable[str], place: str = "") -> None:
     """Refuse a request that has a member which nobody would read, itself or at ``place``.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.schemas.problems import MAX_QUOTED_CHARS, kind
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS, kind, not_a_choice
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -161,7 +161,7 @@ def _instead(what: object) -> str:
 def _message(item: Item, place: str) -> Item:
     role = item.get("role")
     if role not in ROLES:
-        raise _wrong(f"{place}.role", f"must be one of {', '.join(ROLES)}")
+        raise _wrong(f"{place}.role", not_a_choice(role, ", ".join(ROLES)))
     return {"role": role, "content": _read_content(item.get("content"), f"{place}.content", role)}
 
 
@@ -230,7 +230,7 @@ def _image(part: Item, place: str) -> Item:
         )
     detail = part.get("detail", "auto")
     if detail not in DETAILS:
-        raise _wrong(f"{place}.detail", f"must be one of {', '.join(DETAILS)}")
+        raise _wrong(f"{place}.detail", not_a_choice(detail, ", ".join(DETAILS)))
     return {"type": "input_image", "image_url": _text(part, "image_url", place), "detail": detail}
 
 
