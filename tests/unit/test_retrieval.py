@@ -65,7 +65,7 @@ def test_conditions_that_cannot_be_are_named(where: dict[str, Any], told: str) -
         ({"pool": "p", "chunk_chars": 8001}, "the index.chunk_chars: 8001 is above the maximum 8000"),
         (
             {"pool": "p", "chunk_chars": 99, "overlap_chars": 50},
-            "overlap_chars: at most half of chunk_chars",
+            r"the index\.overlap_chars: 50 is more than half of chunk_chars, which is 99",
         ),
     ],
 )

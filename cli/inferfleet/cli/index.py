@@ -75,20 +75,26 @@ def add(
     as_json: JsonFlag = False,
 ) -> None:
     """Add documents. Embeds only new chunks, so it continues what was interrupted. Replaces by id."""
+    told = False
 
     def tell(added: Added) -> None:
+        nonlocal told
+        told = True
         chunks = count_of(added.chunks, "chunk")
         err(f"\r{count_of(added.documents, 'document')}, {chunks}, {added.embedded:,} embedded")
 
-    added = _run(
-        lambda fleet: fleet.index(name, tenant=tenant).add(
-            documents_in(files), tell=None if as_json else tell
+    try:
+        added = _run(
+            lambda fleet: fleet.index(name, tenant=tenant).add(
+                documents_in(files), tell=None if as_json else tell
+            )
         )
-    )
+    finally:
+        if told:
+            err("\n")
     if as_json:
         _print_json(added.model_dump())
     else:
-        err("\n")
         documents, chunks = count_of(added.documents, "document"), count_of(added.chunks, "chunk")
         out(f"{documents} with {chunks} {'is' if added.documents == 1 else 'are'} in {shown_id(name)}\n")
 

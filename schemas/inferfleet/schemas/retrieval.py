@@ -11,7 +11,7 @@ from inferfleet.schemas.conditions import Bounds, Condition, Metadata, Where
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
 from inferfleet.schemas.passages import IndexName
-from inferfleet.schemas.problems import describe
+from inferfleet.schemas.problems import describe, disagreement
 from inferfleet.schemas.wire_model import GivenModel, WireModel
 
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
@@ -47,7 +47,12 @@ class IndexOptions(GivenModel):
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> IndexOptions:
         if 2 * self.overlap_chars > self.chunk_chars:
-            raise ValueError("overlap_chars: at most half of chunk_chars")
+            raise disagreement(
+                "overlap_chars",
+                "{overlap} is more than half of chunk_chars, which is {size}",
+                overlap=self.overlap_chars,
+                size=self.chunk_chars,
+            )
         return self
 
 

@@ -232,6 +232,9 @@ async def test_an_index_is_made_filled_and_searched_from_the_command_line(
     assert f"{pool}  pool {pool}  2 documents  2 chunks  embedded by 'simulated'" in listed.out
     wrong = await inferfleet("index", "add", pool, str(tmp_path / "wrong.jsonl"))
     assert (wrong.code, wrong.err) == (2, "inferfleet: document 'm': text: is missing\n")
+    twice = await inferfleet("index", "add", pool, *[str(tmp_path / "more.jsonl")] * 2)
+    assert (twice.code, twice.out) == (2, "")
+    assert twice.err.endswith("\ninferfleet: document 'm' is given twice: leave one out\n")
     for option, value in (("--timeout", "nan"), ("--timeout", "1e99"), ("--min-score", "75")):
         wrong = await inferfleet("index", "search", pool, "More.", option, value)
         assert (wrong.code, wrong.out) == (2, "")

@@ -109,7 +109,7 @@ class Adding:
         for given in documents:
             document = check_document(given)
             if document.id in seen:
-                raise RetrievalError(f"document {document.id!r} is given twice")
+                raise RetrievalError(f"document {document.id!r} is given twice: leave one out")
             seen.add(document.id)
             begun = await self.store.begin(document, generation=self.record.generation)
             ids: set[str] = set()
