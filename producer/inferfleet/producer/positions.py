@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from inferfleet.producer.start_estimates import StartEstimates
@@ -117,7 +117,7 @@ class Positions:
             rest_s = (record.not_before - self._pipeline.clock.now()).total_seconds()
             if rest_s > 0:
                 at = f"{record.not_before:%Y-%m-%d %H:%M:%S} UTC"
-                starts = f"it starts no earlier than {at}, in {rest_s:.0f} s"
+                starts = f"it starts no earlier than {at}, in {timedelta(seconds=round(rest_s))}"
                 return (Wait(WaitReason.SCHEDULED, starts, until=record.not_before),)
         if record.state is JobState.QUEUED and not record.attempt and record.after is not None:
             states = await self._records.states(record.after)

@@ -143,9 +143,16 @@ async def test_a_storage_that_cannot_be_reached_is_an_error_at_the_start(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    for url in (f"{tmp_path}/file/x", "no-such-protocol://x"):
-        with pytest.raises(ConfigurationError, match="INFERFLEET_FILES_URL"):
+    for url, said in (
+        (f"{tmp_path}/file/x", "cannot read"),
+        (f"{tmp_path}/missing/x", f"there is no folder {tmp_path}/missing"),
+        ("no-such-protocol://x", "no-such-protocol"),
+        # Nobody listens at port 1.
+        ("ftp://me:secret@127.0.0.1:1/x", r"cannot open ftp://… \(.*refused"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"INFERFLEET_FILES_URL: .*{said}") as failed:
             await start_gateway(files_url=url)
+        assert "secret" not in str(failed.value)
 
 
 async def test_a_batch_that_redis_did_not_confirm_is_not_ordered_twice(

@@ -45,6 +45,10 @@ class Storage:
             self._fs, self._root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise ConfigurationError(f"INFERFLEET_FILES_URL: {error}") from error
+        except Exception as error:
+            # Some file systems connect at once. Each has errors of its own; the URL may have a password.
+            scheme = url.partition("://")[0]
+            raise ConfigurationError(f"INFERFLEET_FILES_URL: cannot open {scheme}://… ({error})") from error
         self._local = isinstance(self._fs, LocalFileSystem)
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="storage")
 
@@ -71,7 +75,12 @@ class Storage:
         except FileNotFoundError as error:
             # s3fs says the same of a bucket that has nothing below this prefix yet. Only if the bucket is
             # missing, the error has a cause. Do not ask for it: a role may have rights on the prefix only.
-            if self._local or error.__cause__ is not None:
+            if self._local:
+                missing = Path(self._root).parent
+                raise ConfigurationError(
+                    f"INFERFLEET_FILES_URL: there is no folder {missing}; make it, or mount its volume"
+                ) from error
+            if error.__cause__ is not None:
                 raise ConfigurationError(f"INFERFLEET_FILES_URL: there is no {self._root}") from error
         except Exception as error:
             raise ConfigurationError(f"INFERFLEET_FILES_URL: cannot read {self._root} ({error})") from error
