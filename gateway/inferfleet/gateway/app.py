@@ -59,11 +59,13 @@ def make_app(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
 
+    @app.head(LIVE_PATH, include_in_schema=False)
     @app.get(LIVE_PATH, tags=["Health"])
     async def live() -> dict[str, str]:
         """Tell whether the process answers."""
         return {"status": "ok"}
 
+    @app.head(READY_PATH, include_in_schema=False)
     @app.get(READY_PATH, tags=["Health"])
     async def ready() -> Response:
         """Tell whether the gateway takes requests. It does without RabbitMQ and Redis, and answers 503."""

@@ -146,6 +146,12 @@ async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(h
     assert wrong.json()["error"]["message"] == "after: 'yesterday' is not the id of an event"
 
 
+async def test_a_health_check_may_ask_without_a_body(http: Client) -> None:
+    for path in ("/health/live", "/health/ready"):
+        answer = await http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 async def test_a_page_of_another_machine_can_cancel_nothing(http: Client) -> None:
     cancel = "/v1/agents/runs/01890a5d-ac96-774b-bcce-b302099a8057/cancel"
     for origin in ("https://evil.example", "http://127.0.0.1.evil.example", "http://[bad", "null"):

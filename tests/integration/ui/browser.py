@@ -28,6 +28,9 @@ FOCUS = """() => {
 
 MOST_TABS = 500
 
+OTHER_WIDTHS = (360, 700, 960, 1180)
+"""Windows in which each page has to fit, too: a small phone, tablets, half a screen."""
+
 
 class Look:
     """A window of a size and a colour scheme, in which every page that was opened is examined."""
@@ -49,13 +52,10 @@ class Look:
         from axe_playwright_python.async_playwright import Axe
 
         await self.page.screenshot(path=self._pictures / f"{what}-{self._name}.png", full_page=True)
-        width = await self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert width[0] <= width[1], f"{what} is {width[0]} wide in a window of {width[1]}"
-        hidden = await self.page.evaluate(
-            "[...document.querySelectorAll('.table')].filter(each => each.scrollWidth > each.clientWidth)"
-            ".map(each => [each.ariaLabel, each.scrollWidth - each.clientWidth])"
-        )
-        assert not hidden, f"parts of these tables of {what} have to be scrolled into sight: {hidden}"
+        size = self.page.viewport_size
+        for width in (*OTHER_WIDTHS, size["width"]):
+            await self.page.set_viewport_size({**size, "width": width})
+            await self._fits(what)
         found = (await Axe().run(self.page)).response["violations"]
         sharp = [each for each in found if each["impact"] in SHARP]
         assert not sharp, json.dumps(
@@ -63,6 +63,16 @@ class Look:
         )
         assert self.complaints == []
         await self._walk()
+
+    async def _fits(self, what: str) -> None:
+        """Assert that nothing has to be scrolled sideways into sight."""
+        width = await self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width[0] <= width[1], f"{what} is {width[0]} wide in a window of {width[1]}"
+        hidden = await self.page.evaluate(
+            "[...document.querySelectorAll('.table')].filter(each => each.scrollWidth > each.clientWidth)"
+            ".map(each => [each.ariaLabel, each.scrollWidth - each.clientWidth, innerWidth])"
+        )
+        assert not hidden, f"parts of these tables of {what} have to be scrolled into sight: {hidden}"
 
     async def _walk(self) -> None:
         """Assert that the Tab key reaches each control. The focus is then where it was."""
