@@ -45,6 +45,17 @@ def is_own_origin(headers: Headers) -> bool | None:
     return None if origin is None else origin.partition("://")[2] == headers.get("host")
 
 
+def foreign_form(headers: Headers) -> str:
+    """Say why a form is not one of our own pages'."""
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is None:
+        return "this form has no header Origin, which browsers send with each form"
+    return (
+        f"a page of {origin[:128]!r} sent this form to {host[:128]!r}: only the gateway's own pages may; "
+        "a proxy in between has to forward the header Host unchanged"
+    )
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")

@@ -40,6 +40,7 @@ async def test_a_file_whose_lines_are_no_requests_fails_and_says_why(client: Asy
         + request("d", url="/v1/nothing")
         + request("e", method="GET")
         + request("")
+        + request("a")
         + request("f", after=["x"])
     )
 
@@ -55,7 +56,8 @@ async def test_a_file_whose_lines_are_no_requests_fails_and_says_why(client: Asy
         (6, "invalid_url", "url"),
         (7, "invalid_method", "method"),
         (8, "invalid_custom_id", "custom_id"),
-        (9, "invalid_request", None),
+        (9, "duplicate_custom_id", "custom_id"),
+        (10, "invalid_request", None),
     ]
     assert failed.failed_at is not None
     assert (failed.output_file_id, failed.error_file_id) == (None, None)

@@ -124,6 +124,7 @@ async def test_forms_of_other_sites_are_refused(
     for path in (*FORMS, "sign-out", f"jobs/{job.id}/cancel"):
         answer = await reader.post(f"/ui/{path}", data={"key": "x", "confirmed": "yes"}, headers=headers)
         assert answer.status_code == 403, path
+        assert "Origin" in answer.text if origin is None else "forward the header Host" in answer.text
     assert (await fleet.get(job)).state == "queued"
 
 

@@ -94,15 +94,17 @@ def examine(path: Path, *, endpoint: Endpoint, longest: int, most: int, folder: 
                 )
         if len(problems) == MOST_PROBLEMS:
             break
-    if not lines:
-        problems.append(_problem("empty_file", "the file has no lines"))
-    elif not problems:
-        for before, number, _ in islice(ids.repeated(partial(read_lines, path, longest=longest)), 100):
+    else:
+        repeated = ids.repeated(partial(read_lines, path, longest=longest))
+        for before, number, _ in islice(repeated, MOST_PROBLEMS - len(problems)):
             problems.append(
                 _problem(
                     "duplicate_custom_id", f"is also the custom_id of line {before}", number, "custom_id"
                 )
             )
+        problems.sort(key=lambda problem: problem.line or 0)
+    if not lines:
+        problems.append(_problem("empty_file", "the file has no lines"))
     return Input(path, longest, lines, last_line, tuple(problems), order.end())
 
 

@@ -18,7 +18,7 @@ from multipart import (
 
 from inferfleet.gateway.batches.storage import PIECE_BYTES, Storage
 from inferfleet.gateway.bodies import refused_unread
-from inferfleet.gateway.hosts import is_own_origin
+from inferfleet.gateway.hosts import foreign_form, is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.producer.openai.requests import check_members
@@ -245,8 +245,4 @@ def _boundary(request: Request) -> str:
 def _refuse_other_origins(request: Request) -> None:
     """Refuse a form that a browser sends for a page of another origin: no browser prevents that."""
     if is_own_origin(request.headers) is False:
-        raise refused_unread(
-            HTTPStatus.FORBIDDEN,
-            "forbidden_origin",
-            "a page of another origin sent this form",
-        )
+        raise refused_unread(HTTPStatus.FORBIDDEN, "forbidden_origin", foreign_form(request.headers))

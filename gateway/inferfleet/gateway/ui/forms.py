@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 
 from inferfleet.gateway.bodies import refused_unread
-from inferfleet.gateway.hosts import is_own_origin
+from inferfleet.gateway.hosts import foreign_form, is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
 
 MOST_BYTES: Final = 64 * 1024
@@ -28,9 +28,7 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, st
 
     """
     if not is_own_origin(request.headers):
-        raise refused_unread(
-            HTTPStatus.FORBIDDEN, "forbidden_origin", "only the pages of this gateway may send this form"
-        )
+        raise refused_unread(HTTPStatus.FORBIDDEN, "forbidden_origin", foreign_form(request.headers))
     body = bytearray()
     try:
         async with asyncio.timeout(settings.read_timeout_s):

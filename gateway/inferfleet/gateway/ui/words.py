@@ -14,9 +14,10 @@ def lasting(seconds: float | None) -> str:
     """Say how long something takes, with two units at most: ``2 h 5 min``."""
     if seconds is None:
         return "–"
-    if seconds < 1:
+    # What is rounded up to the next unit has that one.
+    if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     for size, unit, small, small_unit in _UNITS:
@@ -30,7 +31,7 @@ def count(number: float | None) -> str:
     """Write a number with separators; one that is unknown as a dash."""
     if number is None:
         return "–"
-    return f"{number:,.0f}" if number == int(number) or abs(number) >= 10 else f"{number:,.1f}"
+    return f"{number:,.0f}" if number == int(number) or abs(round(number, 1)) >= 10 else f"{number:,.1f}"
 
 
 def share(part: float | None) -> str:
@@ -47,7 +48,7 @@ def size(number: int) -> str:
     """Write a number of bytes."""
     value = float(number)
     for unit in ("bytes", "KiB", "MiB"):
-        if value < 1024:
+        if round(value, 1) < 1024:
             return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
         value /= 1024
     return f"{value:,.1f} GiB"
