@@ -225,7 +225,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
                 Refusal(
                     status=HTTPStatus.BAD_GATEWAY,
                     code="endpoint_unreachable",
-                    message=f"the endpoint has not answered: {sent.failure}",
+                    message=f"the endpoint cannot be tested: {sent.failure}",
                 )
             )
         return json_answer(
