@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from inferfleet.agents.runs import AgentRuns, Question
-from inferfleet.schemas.errors import RunNotFoundError
+from inferfleet.schemas.errors import InvalidJobError, RunNotFoundError
 from inferfleet.schemas.run import RunRecord, RunState, RunSummary, Step
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 READ_AT_ONCE: Final = 100
 MOST_LOOKED_AT: Final = 2000
@@ -62,7 +65,13 @@ class TenantRuns:
 
         It may have fewer runs than ``limit``, even none, while there are more. A run that is unfinished all
         the time is on one page, with the first ``INPUT_LISTED`` characters of its input.
+
+        Raises:
+            InvalidJobError: ``after`` is not the ``next`` of a page.
+
         """
+        if after is not None and not _ID.fullmatch(after):
+            raise InvalidJobError(f"after: {after[:64]!r} is not the `next` of a page of this list")
         ids = [run_id for run_id in sorted(await self._runs.records.open(queue)) if run_id > (after or "")]
         own: list[str] = []
         following: str | None = None

@@ -147,7 +147,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         endpoints = await store.endpoints(caller_of(request).tenant)
         ids = [endpoint.id for endpoint in endpoints]
         if after is not None and after not in ids:
-            raise bad_request("after: is not the id of an endpoint", param="after")
+            raise bad_request(f"after: {after[:64]!r} is not the id of an endpoint", param="after")
         behind = endpoints[0 if after is None else ids.index(after) + 1 :]
         page = [_described(endpoint) for endpoint in behind[:limit]]
         return json_answer(list_page(page, more=len(behind) > limit))

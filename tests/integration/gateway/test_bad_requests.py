@@ -124,6 +124,17 @@ async def test_a_refusal_names_the_value_that_is_none_of_the_choices(
     assert said in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["jobs", "agents/runs", "files", "batches", "webhook_endpoints"])
+async def test_a_list_refuses_a_place_that_is_none_of_its_own(
+    start_gateway: StartGateway, tmp_path: Path, path: str
+) -> None:
+    async with Client(await start_gateway(files_url=str(tmp_path / "files"))) as http:
+        answer = await http.get(f"/v1/{path}", params={"after": "zz"})
+
+    refused(answer, 400, "invalid_request")
+    assert answer.json()["error"]["message"].startswith("after: 'zz' is not the ")
+
+
 async def test_unknown_fields_of_a_body_go_to_the_engine(http: Client, start_worker: StartWorker) -> None:
     await start_worker()
 

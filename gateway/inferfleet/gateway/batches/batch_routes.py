@@ -123,6 +123,8 @@ def batch_routes(gateway: Gateway) -> APIRouter:
     async def list_batches(request: Request, after: After = None, limit: Limit = 20) -> Response:
         """List batches, the newest first."""
         files_of(gateway)
+        if after is not None and not _ID.fullmatch(after):
+            raise bad_request(f"after: {after[:64]!r} is not the id of a batch", param="after")
         page = await records.page(caller_of(request).tenant, after=after, limit=limit)
         return json_answer(list_page(list(map(_described, page.records)), more=page.more))
 

@@ -21,7 +21,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.waiting import until_gone
 from inferfleet.producer.openai.lists import list_page
-from inferfleet.producer.openai.refusals import RefusedError, not_found
+from inferfleet.producer.openai.refusals import RefusedError, bad_request, not_found
 from inferfleet.schemas.batch import FileRecord
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -74,7 +74,10 @@ def file_routes(gateway: Gateway) -> APIRouter:
         purpose: Purpose = None,
     ) -> Response:
         """List files by the time of their creation."""
-        page = await files_of(gateway).records.page(
+        files = files_of(gateway)
+        if after is not None and not _ID.fullmatch(after):
+            raise bad_request(f"after: {after[:64]!r} is not the id of a file", param="after")
+        page = await files.records.page(
             caller_of(request).tenant,
             after=after,
             limit=limit,
