@@ -67,9 +67,14 @@ class TenantRuns:
         the time is on one page, with the first ``INPUT_LISTED`` characters of its input.
 
         Raises:
-            InvalidJobError: ``after`` is not the ``next`` of a page.
+            InvalidJobError: ``after`` is not the ``next`` of a page, or runs in this ``state`` have ended.
 
         """
+        if state is not None and state.terminal:
+            raise InvalidJobError(
+                f"state: runs that are {state} have ended, and only unfinished runs can be listed: queued, "
+                "running or waiting"
+            )
         if after is not None and not _ID.fullmatch(after):
             raise InvalidJobError(f"after: {after[:64]!r} is not the `next` of a page of this list")
         ids = [run_id for run_id in sorted(await self._runs.records.open(queue)) if run_id > (after or "")]
