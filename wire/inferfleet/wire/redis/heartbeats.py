@@ -81,24 +81,22 @@ def _heartbeat(worker_id: str, fields: dict[bytes, bytes]) -> Heartbeat | None:
         return Heartbeat.model_validate(given)
     except ValidationError as error:
         unread = {str(problem["loc"][0]) for problem in error.errors()}
-    heartbeat, consequence = None, ", so the worker does not count"
+    heartbeat = None
     with suppress(ValidationError):
         heartbeat = Heartbeat.model_validate(
             {name: value for name, value in given.items() if name not in unread}
         )
-    _report(
-        worker_id, ", ".join(sorted(unread)), ", so the worker does not count" if heartbeat is None else ""
-    )
+    _report(worker_id, ", ".join(sorted(unread)), counts=heartbeat is not None)
     return heartbeat
 
 
 @lru_cache
-def _report(worker_id: str, unread: str, consequence: str) -> None:
+def _report(worker_id: str, unread: str, *, counts: bool) -> None:
     """Log what cannot be read: once, although heartbeats are read all the time."""
     logger.warning(
         "cannot read %s in the heartbeat of worker %s%s: another version of inferfleet may have written it; "
         "finish the upgrade",
         unread,
         worker_id,
-        consequence,
+        "" if counts else ", so the worker does not count",
     )
