@@ -208,7 +208,7 @@ async def longer(pipeline: CommandPipeline, key: str, than_ms: int) -> bool:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--worker", "nobody"), "no worker 'nobody' is alive"),
+        (("--worker", "nobody"), "no worker 'nobody' of pool 'test-"),
         (("--strategy", "sleep"), "there is no strategy 'sleep'"),
         (("--strategy", "hot"), "'hot' is not one of side-by-side, restart"),
         (("--engine-args", "[]"), "--engine-args is not a JSON object"),

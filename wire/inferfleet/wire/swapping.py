@@ -195,7 +195,7 @@ class Swapping:
         workers = await self._workers()
         for order in orders:
             if order.worker_id not in workers:
-                raise UnknownWorkerError(order.worker_id, alive=list(workers))
+                raise UnknownWorkerError(order.worker_id, alive=list(workers), pool=self._pool)
 
     async def _workers(self) -> dict[str, Heartbeat]:
         return {it.worker_id: it for it in await read_heartbeats(self._pipeline) if it.pool == self._pool}
