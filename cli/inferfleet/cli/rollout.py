@@ -236,9 +236,9 @@ def _print(rollout: Rollout, *, as_json: bool, more: Mapping[str, Any] = Mapping
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
     if rollout.phase.ongoing and rollout.unserved_since is not None:
         out(
-            f"no ready worker of the canary pool has served its jobs since "
-            f"{_moment(rollout.unserved_since)}; the rollout aborts after "
-            f"{rollout.worker_timeout_s:g} s without one\n"
+            "the canary pool has had no ready worker, or one that lacks a model or adapter of the pool, "
+            f"since {_moment(rollout.unserved_since)}; the rollout aborts after "
+            f"{rollout.worker_timeout_s:g} s of that\n"
         )
     if rollout.phase.ongoing and rollout.stalled_since is not None:
         out(
