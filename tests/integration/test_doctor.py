@@ -45,9 +45,11 @@ from inferfleet.schemas.names import (
     job_queue,
     open_key,
     request_key,
+    rollout_key,
     session_key,
 )
 from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 from inferfleet.wire.rabbitmq.publishing import Depth
@@ -55,6 +57,7 @@ from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout
 from inferfleet.worker.engines.simulated import SimulatedEngine
 
 LONG_AGO = 1000
@@ -385,6 +388,31 @@ async def test_a_pool_with_jobs_has_no_worker_or_is_paused(doctor: Doctor, fleet
     assert await doctor.checks() == {Check.NO_WORKER}
     await fleet.pause_pool(pool)
     assert await doctor.checks() == {Check.NO_WORKER, Check.PAUSED}
+
+
+@pytest.mark.parametrize(
+    ("phase", "severity"), [(RolloutPhase.PAUSED, Severity.WARNING), (RolloutPhase.ABORTING, Severity.ERROR)]
+)
+async def test_no_gateway_controls_a_rollout(
+    doctor: Doctor, pipeline: CommandPipeline, pool: str, phase: RolloutPhase, severity: Severity
+) -> None:
+    now = pipeline.clock.now()
+    rollout = Rollout(pool=pool, to=f"{pool}.new", steps=(100,), interval_s=60, started_at=now, since=now)
+    for revision, is_now in enumerate((phase, RolloutPhase.PROMOTED, phase)):
+        await change_rollout(pipeline, rollout.in_phase(is_now, now=now), revision=revision)
+        found = [(finding.check, finding.severity) for finding in await doctor.findings()]
+        # Once it is promoted, nobody has to do anything.
+        assert found == ([(Check.ROLLOUT_UNCONTROLLED, severity)] if is_now is phase else [])
+    await lead_rollout(pipeline, pool, controller="a gateway", lease_s=PATIENCE_S)
+    assert await doctor.checks() == set()
+
+
+async def test_a_rollout_of_another_version_ends_no_diagnosis(
+    doctor: Doctor, fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
+    await fleet.submit("hello", pool=pool)
+    await store.hset(rollout_key(pool), mapping={"revision": 1, "state": "{}"})
+    assert await doctor.checks() == {Check.NO_WORKER, Check.VERSIONS}
 
 
 async def test_workers_of_a_pool_differ(

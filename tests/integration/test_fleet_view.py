@@ -39,9 +39,10 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
     UnknownPoolError,
 )
-from inferfleet.schemas.heartbeat import WorkerPhase
-from inferfleet.schemas.names import POOLS_KEY, open_key
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.names import POOLS_KEY, open_key, worker_key
 from inferfleet.wire.redis import job_listing
+from inferfleet.wire.redis.heartbeats import forget_heartbeat, read_phase, write_heartbeat
 from inferfleet.wire.redis.records import JobRecords
 
 PAUSES_OFTEN: dict[str, Any] = {"heartbeat_interval_s": 0.05}
@@ -405,3 +406,53 @@ async def test_pools_and_workers_are_shown(
     workers = json.loads((await at_prompt(worker_commands.app, "list", "--json")).stdout)
     assert f"w-{pool}" in [it["worker_id"] for it in workers]
     assert f"w-{pool}" in (await at_prompt(worker_commands.app, "list")).stdout
+
+
+@pytest.mark.store
+@pytest.mark.parametrize(
+    ("field", "value", "counts"),
+    [
+        ("phase", "warming up", False),
+        ("ended", '[{"code": "bored"}]', True),
+        ("swap", '{"state', True),
+        ("slots", "some", True),
+    ],
+)
+async def test_what_another_version_wrote_in_a_heartbeat_hides_no_other_worker(
+    fleet: Fleet,
+    store: aioredis.Redis,
+    pool: str,
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    value: str,
+    counts: bool,
+) -> None:
+    now = fleet.pipeline.clock.now()
+    ours, other = f"ours-{pool}", f"other-{pool}"
+    try:
+        for name in (ours, other):
+            heartbeat = Heartbeat(
+                worker_id=name,
+                pool=pool,
+                phase=WorkerPhase.READY,
+                engine="simulated",
+                model="m",
+                version="1",
+                slots=4,
+                started_at=now,
+                seen_at=now,
+            )
+            await write_heartbeat(fleet.pipeline, heartbeat, ttl_s=PATIENCE_S)
+        await store.hset(worker_key(other), field, value)
+
+        seen = [[it.worker_id for it in await fleet.workers() if it.pool == pool] for _ in range(2)]
+
+        assert seen == [[other, ours] if counts else [ours]] * 2
+        (line,) = [it for it in caplog.messages if other in it]
+        assert f"cannot read {field} in the heartbeat" in line
+        assert ("does not count" in line) is not counts
+        # It can be drained all the same.
+        assert (await read_phase(fleet.pipeline, other) or ("",))[0] == (value if not counts else "ready")
+    finally:
+        for name in (ours, other):
+            await forget_heartbeat(fleet.pipeline, name)

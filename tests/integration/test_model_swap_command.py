@@ -20,9 +20,13 @@ from tests.integration.conftest import (
     answer_to,
     eventually,
     slow_chat,
+    until_running,
     until_tokens,
 )
+from typer.testing import CliRunner
 
+from inferfleet.cli import model as model_commands
+from inferfleet.local.chaos.proxy import Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.control import SwapModel
@@ -199,6 +203,47 @@ async def test_the_lease_is_renewed_until_the_others_end_after_one_has_failed(
             await command
 
 
+@pytest.mark.parametrize("service", ["redis", "amqp"])
+async def test_all_workers_are_changed_although_a_service_is_away_after_the_first_has_begun(
+    fleet: Fleet,
+    services: Services,
+    start_worker: StartWorker,
+    environment: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    pool: str,
+    service: str,
+) -> None:
+    await start_worker(worker_id=f"{pool}-a", **SOON)
+    await until_ready(fleet, pool, 1)
+    running = await fleet.submit(slow_chat(tokens=10_000, step_s=0.1), pool=pool)
+    await until_running(fleet, running)
+    await start_worker(worker_id=f"{pool}-b", **SOON)
+    await until_ready(fleet, pool, 2)
+    link = Proxy(services.redis_url if service == "redis" else services.amqp_url)
+    runner = CliRunner(env={**environment, f"INFERFLEET_{service.upper()}_URL": link.url})
+    arguments = swap_of(pool, "--drain-timeout", "1000")[1:]
+
+    async def waits_for_the_answer() -> bool:
+        swap = (await workers_of(fleet, pool))[f"{pool}-a"].swap
+        return swap is not None and swap.state is SwapState.SWITCHED and swap.busy
+
+    async def noticed() -> bool:
+        return command.done() or f"127.0.0.1:{link.url.rpartition(':')[2].split('/')[0]}" in caplog.text
+
+    async with link:
+        command = asyncio.ensure_future(
+            asyncio.to_thread(lambda: runner.invoke(model_commands.app, arguments))
+        )
+        await eventually(waits_for_the_answer)
+    await fleet.cancel(running)
+    await eventually(noticed)
+    assert not command.done()
+    async with link:
+        ended = await asyncio.wait_for(command, PATIENCE_S)
+    assert (ended.exit_code, ended.exception) == (0, None), ended.output
+    assert len({it.model_identity for it in (await workers_of(fleet, pool)).values()}) == 1
+
+
 async def longer(pipeline: CommandPipeline, key: str, than_ms: int) -> bool:
     """Whether a key lives longer than that."""
     lives: int = await pipeline.execute("PTTL", key)
@@ -208,7 +253,7 @@ async def longer(pipeline: CommandPipeline, key: str, than_ms: int) -> bool:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--worker", "nobody"), "no worker 'nobody' is alive"),
+        (("--worker", "nobody"), "no worker 'nobody' of pool 'test-"),
         (("--strategy", "sleep"), "there is no strategy 'sleep'"),
         (("--strategy", "hot"), "'hot' is not one of side-by-side, restart"),
         (("--engine-args", "[]"), "--engine-args is not a JSON object"),

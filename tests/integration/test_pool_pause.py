@@ -23,7 +23,7 @@ from inferfleet.local.chaos.proxy import Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.names import POOLS_KEY
+from inferfleet.schemas.names import POOLS_KEY, pool_key
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import PoolSettings, read_pool_settings
 from inferfleet.worker import pool_pause
@@ -166,7 +166,9 @@ async def test_jobs_of_a_paused_pool_can_be_cancelled_and_its_workers_drained(
     assert await states(fleet, [running, waiting[1]]) == {JobState.QUEUED}
 
 
-async def test_the_commands_pause_and_resume(inferfleet: RunCommand, fleet: Fleet, pool: str) -> None:
+async def test_the_commands_pause_and_resume(
+    inferfleet: RunCommand, fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
     ended = await inferfleet("pool", "pause", pool, "--json")
     assert (ended.code, json.loads(ended.out), ended.err) == (0, {"pool": pool, "state": "paused"}, "")
     assert (await fleet.pool(pool)).paused_at is not None
@@ -179,6 +181,8 @@ async def test_the_commands_pause_and_resume(inferfleet: RunCommand, fleet: Flee
         ended = await inferfleet("pool", command, "nobody-knows-it")
         assert (ended.code, ended.out) == (2, "")
         assert "there is no pool 'nobody-knows-it'" in ended.err
+    # Nothing is left of it, for ever.
+    assert not await store.exists(pool_key("nobody-knows-it"))
 
 
 async def test_a_pool_that_is_only_declared_can_be_paused(

@@ -185,6 +185,7 @@ def one_turn(job: Job) -> SessionExport:
 
 @often
 @given(extra=VALUES, options=OPTIONS)
+@example(extra=None, options={"pool": Colour.RAW})
 def test_a_chat_is_refused_or_read_back_equal(extra: Any, options: Any) -> None:
     made_or_refused({"messages": HELLO, "extra": extra}, options)
 

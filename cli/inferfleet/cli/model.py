@@ -19,7 +19,7 @@ from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.ordering import ordering
 from inferfleet.wire.redis.heartbeats import read_heartbeats
-from inferfleet.wire.swapping import Swapping
+from inferfleet.wire.swapping import LEASE_S, Swapping
 from inferfleet.worker.cli import json_object
 from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.log import logging_to_stderr
@@ -185,7 +185,7 @@ async def _swap(
         if not as_json:
             out(f"{line(worker_id)}  {_progress(swap)}\n")
 
-    async with ordering(settings, name="inferfleet model swap") as (pipeline, send):
+    async with ordering(settings, name="inferfleet model swap", patience_s=LEASE_S) as (pipeline, send):
         alive = [it for it in await read_heartbeats(pipeline) if it.pool == orders.pool]
         if not alive:
             raise UnknownPoolError(f"pool {orders.pool!r} has no live worker whose model can be swapped")

@@ -15,7 +15,7 @@ from inferfleet.cli.printing import print_told
 from inferfleet.cli.terminal import err, out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.rollouts import Rollouts
-from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.schemas.rollout import Rollout
 from inferfleet.wire.redis.rollouts import Kept
 
 T = TypeVar("T")
@@ -134,21 +134,19 @@ def status(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
             f"the canary pool has been paused since {_moment(paused_at)}, so its jobs wait and the rollout "
             f"stays as it is: `inferfleet pool resume {kept.rollout.to}`, or abort it\n"
         )
-    ongoing = not kept.rollout.phase.over and kept.rollout.phase is not RolloutPhase.PROMOTED
-    if ongoing and not kept.controller:
-        err("inferfleet: no gateway controls this rollout, so it stays as it is; start a gateway\n")
+    _tell_of_no_controller(kept)
 
 
 @app.command()
 def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Stay at this weight. The rollout is still aborted if the canary pool does worse."""
-    _print(_run(lambda rollouts: rollouts.pause(pool)), as_json=as_json)
+    _change(lambda rollouts: rollouts.pause(pool), as_json=as_json)
 
 
 @app.command()
 def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Let a paused rollout go on."""
-    _print(_run(lambda rollouts: rollouts.resume(pool)), as_json=as_json)
+    _change(lambda rollouts: rollouts.resume(pool), as_json=as_json)
 
 
 @app.command()
@@ -178,13 +176,30 @@ def abort(
     as_json: JsonFlag = False,
 ) -> None:
     """Send no more jobs to the canary pool, and move back those that wait there."""
-    _print(_run(lambda rollouts: rollouts.abort(pool, reason=reason)), as_json=as_json)
+    _change(lambda rollouts: rollouts.abort(pool, reason=reason), as_json=as_json)
 
 
 @app.command()
 def finish(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """End a rollout that was promoted: the pool takes its own jobs again."""
     _print(_run(lambda rollouts: rollouts.finish(pool)), as_json=as_json)
+
+
+def _change(work: Callable[[Rollouts], Awaitable[Rollout]], *, as_json: bool) -> None:
+    """Change a rollout and print it; say so if nobody goes on with it."""
+
+    async def changed(rollouts: Rollouts) -> tuple[Rollout, Kept]:
+        rollout = await work(rollouts)
+        return rollout, await rollouts.read(rollout.pool)
+
+    rollout, kept = _run(changed)
+    _print(rollout, as_json=as_json)
+    _tell_of_no_controller(kept)
+
+
+def _tell_of_no_controller(kept: Kept) -> None:
+    if kept.rollout is not None and kept.rollout.phase.controlled and not kept.controller:
+        err("inferfleet: no gateway controls this rollout, so it stays as it is; start a gateway\n")
 
 
 def _duration(text: str, hint: str) -> float:
@@ -221,9 +236,9 @@ def _print(rollout: Rollout, *, as_json: bool, more: Mapping[str, Any] = Mapping
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
     if rollout.phase.ongoing and rollout.unserved_since is not None:
         out(
-            f"no ready worker of the canary pool has served its jobs since "
-            f"{_moment(rollout.unserved_since)}; the rollout aborts after "
-            f"{rollout.worker_timeout_s:g} s without one\n"
+            "the canary pool has had no ready worker, or one that lacks a model or adapter of the pool, "
+            f"since {_moment(rollout.unserved_since)}; the rollout aborts after "
+            f"{rollout.worker_timeout_s:g} s of that\n"
         )
     if rollout.phase.ongoing and rollout.stalled_since is not None:
         out(

@@ -9,8 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from inferfleet.exporter.estimates import OldestAge, Throughput
 from inferfleet.exporter.queues import QueueCounts, Queues
 from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
@@ -158,7 +156,7 @@ class Sampler:
     async def _heartbeats(self) -> list[Heartbeat] | None:
         try:
             heartbeats = await read_heartbeats(self._pipeline)
-        except (ServiceUnreachableError, ServiceRefusedError, ValidationError) as error:
+        except (ServiceUnreachableError, ServiceRefusedError) as error:
             self._tell("Redis", error)
             return None
         self._tell("Redis", None)

@@ -63,10 +63,11 @@ class Pools:
     async def resume(self, pool: str) -> bool:
         """Let a pool go on. Return whether it was paused. Raises as ``pause`` does."""
         check_pool(pool)
-        if await resume_pool(self._pipeline, pool):
-            return True
-        await self._require_known(pool)
-        return False
+        # Read first: what resumes a pool leaves a key, which a name that was mistyped should not have.
+        if (await read_pool_settings(self._pipeline, pool)).paused_at is None:
+            await self._require_known(pool)
+            return False
+        return await resume_pool(self._pipeline, pool)
 
     async def require_identity(self, pool: str, identity: str | None) -> None:
         """Require an identity of the models of a pool's workers, or none. Raises as ``pause`` does."""

@@ -9,8 +9,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-from pydantic import ValidationError
-
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError, TooLateError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import Job, OnLate
@@ -99,12 +97,7 @@ class StartEstimates:
         return None if pace is None else pace.start_s(ahead)
 
     async def _pace(self, pool: str, priority: int, ahead: int) -> _Pace | None:
-        try:
-            heartbeats = await read_heartbeats(self._pipeline)
-        except ValidationError:
-            # A newer worker writes what this version cannot read.
-            return None
-        workers = [worker for worker in heartbeats if worker.pool == pool]
+        workers = [worker for worker in await read_heartbeats(self._pipeline) if worker.pool == pool]
         ready = [worker for worker in workers if worker.phase is WorkerPhase.READY]
         if not ready or not all(worker.slots for worker in ready):
             return None

@@ -133,12 +133,13 @@ class PartialSubmitError(InferfleetError):
 
 
 class UnknownWorkerError(InferfleetError):
-    """No worker with that id is alive."""
+    """No worker with that id is alive, or none of the pool that was named."""
 
-    def __init__(self, worker_id: str, *, alive: Sequence[str]) -> None:
+    def __init__(self, worker_id: str, *, alive: Sequence[str], pool: str | None = None) -> None:
         those = ", ".join(alive[:LISTED_WORKERS]) or "none"
         more = f" and {len(alive) - LISTED_WORKERS} more" if len(alive) > LISTED_WORKERS else ""
-        super().__init__(f"no worker {worker_id!r} is alive; those that are: {those}{more}")
+        of_pool = "" if pool is None else f" of pool {pool!r}"
+        super().__init__(f"no worker {worker_id!r}{of_pool} is alive; those that are: {those}{more}")
         self.worker_id = worker_id
         self.alive = tuple(alive)
 

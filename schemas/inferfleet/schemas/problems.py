@@ -288,12 +288,13 @@ def not_a_choice(value: object, choices: str) -> str:
     return f"{value!r} is not one of {choices}"
 
 
-def _misspelt(value: str, place: Sequence[int | str], pattern: str) -> str:
+def _misspelt(value: object, place: Sequence[int | str], pattern: str) -> str:
     named = (step for step in (pattern, *reversed(place)) if isinstance(step, str) and step in _SPELLING)
     field = next(named, None)
     if field is None:
         return f"does not match {pattern}"
     wanted = _SPELLING[field]
-    if field in _NEVER_QUOTED or len(value) > MAX_QUOTED_CHARS:
+    # Pydantic also takes bytes, and members of enumerations, for strings.
+    if field in _NEVER_QUOTED or not isinstance(value, str) or len(value) > MAX_QUOTED_CHARS:
         return f"must be {wanted}"
     return f"{value!r} is not {wanted}"

@@ -73,6 +73,11 @@ class RolloutPhase(StrEnum):
         return self in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}
 
     @property
+    def controlled(self) -> bool:
+        """Whether a controller has something to do for it."""
+        return self.ongoing or self is RolloutPhase.ABORTING
+
+    @property
     def over(self) -> bool:
         """Whether another rollout of the pool may start."""
         return self in {RolloutPhase.ABORTED, RolloutPhase.FINISHED}

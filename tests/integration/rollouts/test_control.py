@@ -32,7 +32,7 @@ from inferfleet.producer.background import background
 from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import FailureCode, Job, JobState
-from inferfleet.schemas.names import POOLS_KEY, dead_queue, job_queue, pool_key, rollout_key
+from inferfleet.schemas.names import POOLS_KEY, dead_queue, ended_key, job_queue, pool_key, rollout_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
@@ -374,3 +374,11 @@ async def test_attempts_during_which_the_engine_dies_count_as_failed(
     counts = await read_counts(pipeline, canary)
     assert counts.succeeded == 0
     assert counts.failed
+
+
+async def test_counts_that_only_a_newer_worker_knows_do_not_stop_the_controller(
+    pipeline: CommandPipeline, store: aioredis.Redis, canary: str
+) -> None:
+    await store.hset(ended_key(canary), mapping={"failed": 2, "wait:3": 4, "thinking": 5, "thinking:6": 7})
+    counts = await read_counts(pipeline, canary)
+    assert (counts.failed, counts.wait) == (2, {3: 4})

@@ -224,6 +224,8 @@ async def test_what_a_rollout_was_before_all_gateways_were_away_does_not_abort_i
     assert ("aborts after" in shown.out, "no gateway controls" in shown.err) == (False, True)
     in_json = await inferfleet("rollout", "status", pool, "--json")
     assert json.loads(in_json.out)["unserved_since"] is None
+    for command in ("pause", "resume"):
+        assert "no gateway controls" in (await inferfleet("rollout", command, pool)).err
     async with background(RolloutController(fleet, producer_settings()).run()):
 
         async def noted_anew() -> bool:

@@ -49,7 +49,7 @@ async def drain_worker(
                 while loop.time() < repeat_at:
                     now = await read_phase(pipeline, worker_id)
                     # Another start time means another worker with the same id.
-                    if now is None or now[0] is WorkerPhase.DRAINING or now[1] != ordered[1]:
+                    if now is None or now[0] == WorkerPhase.DRAINING or now[1] != ordered[1]:
                         return
                     await asyncio.sleep(POLL_S)
     except TimeoutError as error:

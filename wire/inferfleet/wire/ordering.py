@@ -21,9 +21,11 @@ SendOrder = Callable[[Control], Awaitable[None]]
 
 @asynccontextmanager
 async def ordering(
-    settings: ServiceSettings, *, name: str
+    settings: ServiceSettings, *, name: str, patience_s: float = 0.0
 ) -> AsyncGenerator[tuple[CommandPipeline, SendOrder]]:
-    """Connect; yield what reads Redis, and what sends an order to all workers. Neither waits out an outage.
+    """Connect; yield what reads Redis, and what sends an order to all workers.
+
+    Once connected, what reads waits out an outage for up to ``patience_s``; what sends does not.
 
     Raises:
         InferfleetError: Redis does not answer.
@@ -40,7 +42,7 @@ async def ordering(
         await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
 
     async with open_redis(settings.redis_url) as client, aclosing(channel):
-        pipeline = command_pipeline(client, patience_s=0)
+        pipeline = command_pipeline(client, patience_s=patience_s)
         running = asyncio.create_task(pipeline.run())
         try:
             yield pipeline, send

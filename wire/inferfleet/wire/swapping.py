@@ -4,12 +4,14 @@ A worker that has begun finishes or rolls back by itself. So if the sender dies,
 workers go on, and the others have not begun.
 
 One sender at a time swaps a pool: it holds a lease, which it renews while it waits. Two could swap two
-workers at once, and would leave the pool with two models.
+workers at once, and would leave the pool with two models. So would a sender that gives up while some workers
+have begun and others have not: it waits out an outage.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +21,7 @@ from inferfleet.schemas.control import SwapModel
 from inferfleet.schemas.errors import (
     InferfleetError,
     PublishUnconfirmedError,
+    ServiceUnreachableError,
     UnknownWorkerError,
     WaitTimeoutError,
 )
@@ -32,11 +35,16 @@ from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 
+logger = logging.getLogger(__name__)
+
 ANSWER_S = 30.0
 """How long a worker may take to begin."""
 
 LEASE_S = 30.0
 """How long another sender waits for one that has died."""
+
+GONE_S = 5.0
+"""How long a worker may have no heartbeat. All are missing for a moment if Redis was away for long enough."""
 
 Send = Callable[[SwapModel], Awaitable[None]]
 Tell = Callable[[str, ModelSwap], None]
@@ -61,6 +69,7 @@ class Swapping:
         self._pool = pool
         self._max_unavailable = max_unavailable
         self._swapping: set[str] = set()
+        self._begun = False
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
 
     async def run(self, orders: Sequence[SwapModel]) -> None:
@@ -89,8 +98,9 @@ class Swapping:
                 running = await self._some_end(running)
         finally:
             await cancel_and_wait(*running)
-            with suppress(InferfleetError):
-                await self._lease(0.0)
+            with suppress(InferfleetError, TimeoutError):
+                async with asyncio.timeout(REPEAT_S):
+                    await self._lease(0.0)
 
     async def _some_end(self, running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
         """Wait until a swap ends, but not for long, and renew the lease. Return those that run.
@@ -146,6 +156,7 @@ class Swapping:
     async def _follow(self, order: SwapModel) -> None:
         name = order.worker_id
         swap = await self._begin(order)
+        self._begun = True
         while True:
             self._tell(name, swap)
             if not swap.busy:
@@ -153,7 +164,7 @@ class Swapping:
             told, found = swap, None
             while found is None or found == told:
                 await asyncio.sleep(POLL_S)
-                worker = (await self._workers()).get(name)
+                worker = await self._worker(name)
                 found = None if worker is None else worker.swap
                 if found is None or found.swap_id != order.swap_id:
                     raise SwapFailedError(
@@ -168,13 +179,22 @@ class Swapping:
         """Send the order until the worker shows it."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + ANSWER_S
+        unreachable: ServiceUnreachableError | None = None
         while loop.time() < give_up_at:
-            # Repeated in doubt, which does no harm.
-            with suppress(PublishUnconfirmedError, RefusedError):
-                await self._send(order)
+            try:
+                # Repeated in doubt, which does no harm.
+                with suppress(PublishUnconfirmedError, RefusedError):
+                    await self._send(order)
+                unreachable = None
+            except ServiceUnreachableError as error:
+                if not self._begun:
+                    raise
+                if unreachable is None:
+                    logger.warning("%s; retrying for %g s", error, ANSWER_S)
+                unreachable = error
             repeat_at = loop.time() + REPEAT_S
             while loop.time() < repeat_at:
-                worker = (await self._workers()).get(order.worker_id)
+                worker = await self._worker(order.worker_id)
                 if worker is None:
                     raise SwapFailedError(f"worker {order.worker_id} ended before its swap began")
                 if worker.swap is not None:
@@ -186,6 +206,8 @@ class Swapping:
                             "wait for it"
                         )
                 await asyncio.sleep(POLL_S)
+        if unreachable is not None:
+            raise unreachable
         raise WaitTimeoutError(
             f"worker {order.worker_id} is alive, but did not begin its swap within {ANSWER_S:g} s: it may be "
             "of an older version, or have lost its connection to RabbitMQ. Look at its log"
@@ -195,7 +217,17 @@ class Swapping:
         workers = await self._workers()
         for order in orders:
             if order.worker_id not in workers:
-                raise UnknownWorkerError(order.worker_id, alive=list(workers))
+                raise UnknownWorkerError(order.worker_id, alive=list(workers), pool=self._pool)
+
+    async def _worker(self, name: str) -> Heartbeat | None:
+        """Read a worker's heartbeat; ``None`` if the worker has ended."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + GONE_S
+        while True:
+            worker = (await self._workers()).get(name)
+            if worker is not None or loop.time() >= give_up_at:
+                return worker
+            await asyncio.sleep(POLL_S)
 
     async def _workers(self) -> dict[str, Heartbeat]:
         return {it.worker_id: it for it in await read_heartbeats(self._pipeline) if it.pool == self._pool}

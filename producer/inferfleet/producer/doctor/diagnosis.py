@@ -9,12 +9,18 @@ from contextlib import AsyncExitStack, aclosing
 
 from inferfleet.producer.background import background
 from inferfleet.producer.doctor.finding import Check, Finding, error, warning
-from inferfleet.producer.doctor.fleet import JobChecks, pool_findings, queue_findings
+from inferfleet.producer.doctor.fleet import (
+    JobChecks,
+    pool_findings,
+    queue_findings,
+    rollout_findings,
+)
 from inferfleet.producer.doctor.services import policy_findings, rabbitmq_findings, redis_findings
 from inferfleet.producer.job_listing import JobListing
 from inferfleet.producer.pools import Pools
 from inferfleet.schemas.errors import (
     ConfigurationError,
+    InferfleetError,
     ServiceRefusedError,
     ServiceUnreachableError,
     UnknownPoolError,
@@ -31,12 +37,13 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import check_redis, closing_redis, command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.rollouts import read_rollout
 from inferfleet.wire.redis.session_lanes import SessionLanes
 
 CONFIRM_S = 5.0
 """How long RabbitMQ may take to confirm a message for nobody."""
 
-PASSING = {Check.WORKER_CUT_OFF, Check.MESSAGES_LOST}
+PASSING = {Check.WORKER_CUT_OFF, Check.MESSAGES_LOST, Check.ROLLOUT_UNCONTROLLED}
 """What may be so for a moment in a healthy fleet, and counts only if it is so for longer."""
 
 LOOK_AGAIN_S = 10.0
@@ -143,6 +150,15 @@ async def _fleet(
             return
         for finding in pool_findings(pool, settings, pipeline.clock.now()):
             yield finding
+        try:
+            kept = await read_rollout(pipeline, name)
+        except (ServiceRefusedError, ServiceUnreachableError):
+            raise
+        except InferfleetError as problem:
+            yield warning(Check.VERSIONS, name, str(problem), "finish the upgrade")
+        else:
+            for finding in rollout_findings(kept):
+                yield finding
         if connection is not None:
             async with aclosing(queue_findings(connection, pool, settings)) as findings:
                 async for finding in findings:

@@ -40,6 +40,7 @@ class Check(StrEnum):
     DEAD_QUEUE_MISSING = "dead_queue_missing"
     DEAD_LETTERS = "dead_letters"
     PAUSED = "paused"
+    ROLLOUT_UNCONTROLLED = "rollout_uncontrolled"
     NO_WORKER = "no_worker"
     WORKER_LOADING = "worker_loading"
     WORKER_CUT_OFF = "worker_cut_off"

@@ -15,6 +15,7 @@ from inferfleet.schemas.job import JobState
 from inferfleet.schemas.names import control_queue, dead_queue, job_queue
 from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.rollout import RolloutPhase
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection
 from inferfleet.wire.rabbitmq.inspection import check_queue_arguments, queue_depth
@@ -22,6 +23,7 @@ from inferfleet.wire.rabbitmq.publishing import Depth
 from inferfleet.wire.redis.job_listing import Entry, unfinished
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.rollouts import Kept
 from inferfleet.wire.redis.session_lanes import SessionLanes
 
 LOADING_S = 15 * 60
@@ -101,6 +103,20 @@ def pool_findings(pool: PoolStatus, settings: ServiceSettings, now: datetime) ->
             f"`inferfleet dead list --pool {pool.pool}`, then replay or purge them",
         )
     yield from _worker_findings(pool, now)
+
+
+def rollout_findings(kept: Kept) -> Iterator[Finding]:
+    """Check that somebody takes the rollout of a pool further, or aborts it."""
+    if kept.rollout is None or kept.controller or not kept.rollout.phase.controlled:
+        return
+    aborting = kept.rollout.phase is RolloutPhase.ABORTING
+    yield (error if aborting else warning)(
+        Check.ROLLOUT_UNCONTROLLED,
+        kept.rollout.pool,
+        f"no gateway controls its rollout to {kept.rollout.to}, which is {kept.rollout.phase}: "
+        + ("jobs that wait there do not move back" if aborting else "it makes no step, and does not abort"),
+        "start a gateway, or look at the log of those that run",
+    )
 
 
 def _worker_findings(pool: PoolStatus, now: datetime) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from inferfleet.schemas.ended_counts import EndedCounts
 from inferfleet.schemas.names import ended_call_key, ended_key
@@ -33,11 +33,12 @@ async def add_counts(pipeline: CommandPipeline, pool: str, counts: Mapping[str, 
 async def read_counts(pipeline: CommandPipeline, pool: str) -> EndedCounts:
     """Read the counts of a pool."""
     found: dict[bytes, bytes] = await pipeline.execute("HGETALL", ended_key(pool))
-    counted: dict[str, Any] = {"first_token": {}, "wait": {}}
+    counted: dict[str, int] = {}
+    timed: dict[str, dict[int, int]] = {"first_token": {}, "wait": {}}
     for field, count in found.items():
         name, _, bucket = field.decode().partition(":")
-        if bucket:
-            counted[name][int(bucket)] = int(count)
-        else:
+        if not bucket:
             counted[name] = int(count)
-    return EndedCounts.model_validate(counted)
+        elif name in timed:
+            timed[name][int(bucket)] = int(count)
+    return EndedCounts.model_validate(counted | timed)

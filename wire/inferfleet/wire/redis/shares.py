@@ -12,10 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Final, NamedTuple
-
-from pydantic import ValidationError
 
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import preferred_key, shares_call_key, shares_key
@@ -100,11 +97,9 @@ class PoolShares:
 
     async def _read_slots(self) -> dict[str, int]:
         slots: Counter[str] = Counter()
-        # A newer worker may write what this version cannot read.
-        with suppress(ValidationError):
-            for worker in await read_heartbeats(self._pipeline):
-                if worker.phase is WorkerPhase.READY:
-                    slots[worker.pool] += worker.slots
+        for worker in await read_heartbeats(self._pipeline):
+            if worker.phase is WorkerPhase.READY:
+                slots[worker.pool] += worker.slots
         return slots
 
     async def _forget_ended(self, pool: str, tenant: str) -> bool:
