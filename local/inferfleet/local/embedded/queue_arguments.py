@@ -9,7 +9,7 @@ from enum import StrEnum
 from inferfleet.local.embedded.amqp_errors import precondition_failed
 
 PRIORITY_LEVELS = 255
-MAX_LENGTH = 2**32 - 1
+MAX_LENGTH = 2**63 - 1
 LONGEST_MS = 2**32 - 1
 
 
