@@ -28,7 +28,7 @@ from tests.integration.conftest import (
 from tests.integration.test_stalled_jobs import stall
 
 from inferfleet.local.chaos.proxy import Proxy
-from inferfleet.local.services import Services
+from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.producer.doctor import diagnosis
 from inferfleet.producer.doctor import services as service_checks
@@ -164,6 +164,19 @@ async def test_a_healthy_fleet_has_no_finding(
     assert await doctor.findings() == []
     ended = await inferfleet("doctor", "--pool", pool, "--json")
     assert (ended.code, json.loads(ended.out), ended.err) == (0, [], "")
+
+
+def test_the_embedded_services_are_for_development() -> None:
+    async def look() -> list[Finding]:
+        settings = ProducerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url)
+        async with aclosing(diagnose(settings)) as found:
+            return [finding async for finding in found if finding.subject in {"RabbitMQ", "Redis"}]
+
+    with running_services(ServicesChoice.EMBEDDED) as services:
+        findings = asyncio.run(look())
+    assert {finding.severity for finding in findings} == {Severity.WARNING}
+    (broker,) = [finding for finding in findings if finding.check is Check.RABBITMQ_VERSION]
+    assert broker.what.startswith("it is inferfleet embedded broker ")
 
 
 # Redis

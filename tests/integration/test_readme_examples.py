@@ -29,6 +29,7 @@ import redis.asyncio as aioredis
 from tests.integration.conftest import ForeignClient, StartWorker
 from tests.patience import PATIENCE_S
 
+from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas.job import new_job_id
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,9 @@ asyncio.run(main())
 
 VECTOR_SETS = ROOT / "docs/how-to/retrieval.md"
 """The page whose examples need Redis 8."""
+
+WATCHING = ROOT / "docs/how-to/watch-the-fleet.md"
+"""The page whose doctor finds that the embedded services are for development."""
 
 OTHER_LANGUAGES = (ROOT / "docs/how-to/publish-from-another-language.md").read_text(encoding="utf-8")
 
@@ -157,8 +161,14 @@ def readers_environment(environment: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_examples_of_a_page_print_what_it_says(
-    page: Path, readers_environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+    page: Path,
+    readers_environment: dict[str, str],
+    services: Services,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if page == WATCHING and services.kind is ServicesChoice.EMBEDDED:
+        pytest.skip("the page shows real services")
     if page == VECTOR_SETS:
         readers_environment["INFERFLEET_REDIS_URL"] = request.getfixturevalue("redis_8")
     blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection
-from inferfleet.wire.rabbitmq.inspection import broker_version, check_rights
+from inferfleet.wire.rabbitmq.inspection import broker_product, broker_version, check_rights
 from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.clock import RedisClock
@@ -139,8 +139,15 @@ async def rabbitmq_findings(
     connection: Connection, channel: ConfirmChannel, settings: ServiceSettings
 ) -> AsyncGenerator[Finding]:
     """Check a broker that has let us in."""
-    version = broker_version(connection)
-    if (number := _version(version)) and number < OLDEST_RABBITMQ:
+    product, version = broker_product(connection), broker_version(connection)
+    if product != "RabbitMQ":
+        yield warning(
+            Check.RABBITMQ_VERSION,
+            "RabbitMQ",
+            f"it is {product} {version}".rstrip(),
+            "use RabbitMQ 3.10 or later, unless this is for development: no other broker is supported",
+        )
+    elif (number := _version(version)) and number < OLDEST_RABBITMQ:
         yield error(
             Check.RABBITMQ_VERSION,
             "RabbitMQ",

@@ -24,6 +24,12 @@ def broker_version(connection: Connection) -> str:
     return str(connection.transport.connection.server_properties.get("version", ""))
 
 
+def broker_product(connection: Connection) -> str:
+    """Return what the broker called itself at the login; RabbitMQ's is ``RabbitMQ``."""
+    assert connection.transport is not None  # noqa: S101 - open_amqp gives out connections that are open
+    return str(connection.transport.connection.server_properties.get("product", "an unknown broker"))
+
+
 async def queue_depth(connection: Connection, queue: str, *, url: str) -> Depth | None:
     """Count the ready messages and the consumers of a queue; ``None`` if there is no such queue.
 
