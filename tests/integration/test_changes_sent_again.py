@@ -17,6 +17,7 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas.names import pool_key, rollout_key
 from inferfleet.schemas.rollout import RolloutPhase
+from inferfleet.wire.redis.script import SCRIPTS
 
 Act = Callable[[Fleet, str], Awaitable[Any]]
 
@@ -54,7 +55,7 @@ async def test_a_change_of_a_pool_is_not_made_again(
         return bool(await store.hexists(pool_key(pool), field)) is not before
 
     async with Proxy(services.redis_url) as link, connect(redis_url=link.url) as unlucky:
-        link.hold_answers_to(field.encode())
+        link.hold_answers_to(SCRIPTS["pool_change"].sha.encode())
         changing = asyncio.ensure_future(change(unlucky, pool))
         await eventually(changed)
         await link.until_held(Direction.TO_CLIENT)
