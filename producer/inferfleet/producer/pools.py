@@ -63,7 +63,7 @@ class Pools:
     async def resume(self, pool: str) -> bool:
         """Let a pool go on. Return whether it was paused. Raises as ``pause`` does."""
         check_pool(pool)
-        # Read first: what resumes a pool leaves a key, which a name that was mistyped should not have.
+        # Read first: the script that resumes a pool leaves a key, and a mistyped name should not get one.
         if (await read_pool_settings(self._pipeline, pool)).paused_at is None:
             await self._require_known(pool)
             return False
