@@ -39,6 +39,9 @@ SILENT_TICKS: Final = 2
 DEAD_TICKS: Final = 4
 """After so many halves of a heartbeat interval a silent broker counts as dead: two intervals (4.2.7)."""
 
+WRITE_AT_ONCE: Final = 65_536
+"""So many collected bytes are written before the turn of the event loop is over."""
+
 KEEPALIVE_S: Final = 20
 """After so long without traffic TCP probes the peer. This helps if heartbeats are off."""
 
@@ -55,6 +58,11 @@ class FrameStream(TransportFactory):
         self._writer: asyncio.StreamWriter | None = None
         self._reader: FrameReader | None = None
         self._silent_ticks = 0
+        self._collecting = False
+        """Whether something was written in this turn of the event loop."""
+        self._collected: list[bytes] = []
+        """What else was, and leaves with one system call at its end."""
+        self._collected_bytes = 0
         self.closed_with: tuple[int, str] | None = None
         """The code and text with which the broker has closed the connection, if it did so properly."""
 
@@ -89,14 +97,38 @@ class FrameStream(TransportFactory):
 
     def leave(self, channel: int) -> None:
         """Stop taking and writing frames of a channel, because it is about to be closed."""
+        self._write_collected()
         self._takers.pop(channel, None)
 
     def write(self, channel: int, frames: bytes) -> None:
         """Write whole frames of a channel whose frames are taken.
 
-        On a closed channel or connection this does nothing.
+        The first frames of a turn of the event loop are sent at once, and those that follow together at its
+        end. On a closed channel or connection this does nothing.
         """
-        if channel in self._takers and self._writer is not None and not self._writer.is_closing():
+        if channel not in self._takers or self._writer is None or self._writer.is_closing():
+            return
+        if not self._collecting:
+            self._collecting = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            self._writer.write(frames)
+            return
+        self._collected.append(frames)
+        self._collected_bytes += len(frames)
+        if self._collected_bytes >= WRITE_AT_ONCE:
+            self._write_collected()
+
+    def _end_turn(self) -> None:
+        self._collecting = False
+        self._write_collected()
+
+    def _write_collected(self) -> None:
+        if not self._collected:
+            return
+        frames = b"".join(self._collected)
+        self._collected.clear()
+        self._collected_bytes = 0
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames)
 
     @property
@@ -126,6 +158,7 @@ class FrameStream(TransportFactory):
 
     def abort(self) -> None:
         """Abort the connection, and drop data that was not sent yet."""
+        self._collected.clear()
         if self._writer is not None:
             abort(self._writer.transport)
 
@@ -137,7 +170,7 @@ class FrameStream(TransportFactory):
             options["ssl"] = await contexts.get_context()
             options["server_hostname"] = url.host
         loop = asyncio.get_running_loop()
-        reader = FrameReader(self._takers, loop)
+        reader = FrameReader(self._takers, loop, on_channel_end=self.leave)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             transport, _ = await loop.create_connection(lambda: protocol, **options)
@@ -171,9 +204,16 @@ def _keep_alive(connection: socket.socket) -> None:
 class FrameReader(asyncio.StreamReader):
     """The stream that aiormq reads, without the frames that were taken."""
 
-    def __init__(self, takers: dict[int, FrameHandler], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        takers: dict[int, FrameHandler],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_channel_end: Callable[[int], None],
+    ) -> None:
         super().__init__(loop=loop)
         self._takers = takers
+        self._on_channel_end = on_channel_end
         self._clock = loop.time
         self._rest = b""
         self._alive_at = 0.0
@@ -211,7 +251,7 @@ class FrameReader(asyncio.StreamReader):
     def _taken(self, channel: int, kind: int, payload: bytes) -> bool:
         if kind == METHOD and payload.startswith(CHANNEL_ENDS):
             # Before aiormq answers, because no frame may follow its answer.
-            del self._takers[channel]
+            self._on_channel_end(channel)
             return False
         return self._takers[channel](kind, payload)
 
