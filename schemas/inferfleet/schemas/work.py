@@ -197,6 +197,9 @@ def _count(value: object) -> int | None:
     """Read a whole number that is not negative; ``None`` if it is none."""
     if value is None:
         return None
+    if type(value) is int:
+        # As nearly all are. A bool is another type.
+        return value if value >= 0 else None
     try:
         count = _whole.validate_python(value)
     except ValidationError:

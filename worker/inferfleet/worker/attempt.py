@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Generator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
@@ -147,7 +146,8 @@ class Attempts:
         completion: Completion | None = None
         switch = run.stop_switch.armed(run.time_left_s)
         try:
-            with self._engine_time(run):
+            run.engine_began = time.monotonic()
+            try:
                 async with switch, aclosing(self._engine.of(run).generate(generation)) as events:
                     async for event in events:
                         match event:
@@ -158,6 +158,8 @@ class Attempts:
                                 self._hooks.on_tokens(run, len(event.token_ids))
                             case Completion():
                                 completion = event
+            finally:
+                self._hooks.on_engine_end(run, run.leave_engine())
         except NotContinuableError as error:
             return await self._generate_anew(run, generation, error)
         except GenerationError as error:
@@ -169,18 +171,6 @@ class Attempts:
         if run.stop_switch.preempted:
             return await self._resume_later(run, generation)
         return await self._interrupted(run)
-
-    @contextmanager
-    def _engine_time(self, run: JobRun) -> Generator[None]:
-        """Measure how long the engine has the job, which is how long the block runs, however it ends."""
-        run.engine_began = began = time.monotonic()
-        try:
-            yield
-        finally:
-            lasted_s = time.monotonic() - began
-            run.engine_began = None
-            run.engine_s += lasted_s
-            self._hooks.on_engine_end(run, lasted_s)
 
     async def _resume_later(self, run: JobRun, generation: Generation) -> Completion | Outcome:
         """Give the slot to a more urgent job, and resume the answer once a slot is free.

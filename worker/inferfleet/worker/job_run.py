@@ -110,6 +110,14 @@ class JobRun:
             self.first_token_s = time.monotonic() - self.started
         self.answer.add(chunk)
 
+    def leave_engine(self) -> float:
+        """Note that the engine does not have the job any more. Return for how long it had it."""
+        assert self.engine_began is not None  # noqa: S101 - the engine has it
+        lasted_s = time.monotonic() - self.engine_began
+        self.engine_began = None
+        self.engine_s += lasted_s
+        return lasted_s
+
     @property
     def time_left_s(self) -> float | None:
         """How much of the job's ``timeout_s`` is left; ``None`` without a limit."""

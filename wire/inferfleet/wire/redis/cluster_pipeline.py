@@ -219,7 +219,7 @@ class _NodePipeline(CommandPipeline):
     def take(self, *waiting: Waiting) -> None:
         """Queue commands."""
         self._unsent.extend(waiting)
-        self._arrived.set()
+        self._send_soon()
         if self._closed:
             self.close()
 

@@ -36,7 +36,6 @@ from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.pipelined_connection import PipelinedConnection, pack
 from inferfleet.wire.redis.script import Argument
-from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +117,10 @@ class CommandPipeline:
         """The written commands in order, which is the order of the replies."""
         self._arrived = asyncio.Event()
         """Set when there is something to send."""
+        self._connection: PipelinedConnection | None = None
+        """The connection of the present conversation."""
+        self._flushing = False
+        """Whether what is unsent is sent at the end of this turn of the event loop."""
         self._heard_at = 0.0
         """When the last reply arrived, or the first unanswered command was written."""
         self.answers = 0
@@ -203,7 +206,14 @@ class CommandPipeline:
 
     def _queue(self, command: tuple[Argument, ...], packed: bytes, answer: asyncio.Future[Any]) -> None:
         self._unsent.append(Waiting(command[0], packed, answer, time.monotonic()))
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        """Send what is unsent at the end of this turn of the event loop, or once there is a connection."""
         self._arrived.set()
+        if self._connection is not None and not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     async def learn_time(self) -> None:
         """Ask Redis for its time. Each new connection does this by itself."""
@@ -246,18 +256,14 @@ class CommandPipeline:
             self._tried_at = time.monotonic()
             with self._breaker.guarded():
                 connection = await self._open(stack)
-            both_ways = [
-                asyncio.create_task(self._write(connection)),
-                asyncio.create_task(self._read(connection)),
-                asyncio.create_task(self._watch(connection)),
-            ]
+            self._connection = connection
+            connection.converse(on_reply=self._receive, on_writable=self._flush)
+            self._flush()
             try:
-                broken, _ = await asyncio.wait(both_ways, return_when=asyncio.FIRST_EXCEPTION)
+                await self._watch(connection)
             finally:
-                await cancel_and_wait(*both_ways)
+                self._connection = None
                 self._take_back()
-            for task in broken:
-                task.result()
 
     async def _open(self, stack: AsyncExitStack) -> PipelinedConnection:
         try:
@@ -277,42 +283,44 @@ class CommandPipeline:
             notice()
         return connection
 
-    async def _write(self, connection: PipelinedConnection) -> None:
-        while True:
-            await self._arrived.wait()
+    def _flush(self) -> None:
+        """Write the commands that were given in this turn of the event loop."""
+        self._flushing = False
+        connection = self._connection
+        while self._unsent and connection is not None and connection.writable:
             batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), WRITE_LIMIT))]
-            if not self._unsent:
-                self._arrived.clear()
             if not self._unanswered:
                 self._heard_at = time.monotonic()
             self._unanswered.extend(batch)
-            await connection.write([waiting.packed for waiting in batch])
+            connection.send([waiting.packed for waiting in batch])
+        if not self._unsent:
+            self._arrived.clear()
 
-    async def _read(self, connection: PipelinedConnection) -> None:
-        while True:
-            answer = await connection.answer()
-            if isinstance(answer, ResponseError):
-                try:
-                    self._check(answer)
-                except RedisError:
-                    self._not_run = self._unanswered[0]
-                    raise
-            waiting = self._unanswered.popleft()
-            self.answers += 1
-            self._heard_at = time.monotonic()
-            self.answer_seconds += self._heard_at - waiting.since
-            self.refused = None
-            if self.outage.lasts:
-                logger.warning("Redis answers again after %.1f s", self.outage.ended() or 0.0)
-            if waiting.answer.done():
-                continue
-            if isinstance(answer, ResponseError):
-                self._refuse(waiting, answer)
-                continue
+    def _receive(self, reply: Any) -> None:
+        """Take the reply to the oldest command that has none. An error ends the conversation."""
+        if isinstance(reply, ResponseError):
             try:
-                waiting.answer.set_result(connection.readable(waiting.verb, answer))
-            except Exception as error:
-                waiting.answer.set_exception(error)
+                self._check(reply)
+            except RedisError:
+                self._not_run = self._unanswered[0]
+                raise
+        waiting = self._unanswered.popleft()
+        self.answers += 1
+        self._heard_at = now = time.monotonic()
+        self.answer_seconds += now - waiting.since
+        self.refused = None
+        if self.outage.lasts:
+            logger.warning("Redis answers again after %.1f s", self.outage.ended() or 0.0)
+        if waiting.answer.done():
+            return
+        if isinstance(reply, ResponseError):
+            self._refuse(waiting, reply)
+            return
+        try:
+            assert self._connection is not None  # noqa: S101 - the reply came from it
+            waiting.answer.set_result(self._connection.readable(waiting.verb, reply))
+        except Exception as error:
+            waiting.answer.set_exception(error)
 
     def _check(self, refusal: ResponseError) -> None:
         """End the conversation if the command, with all behind it, should be sent again later."""
@@ -343,14 +351,16 @@ class CommandPipeline:
         if waiting in self._refused:
             self._refused.discard(waiting)
             self._unsent.append(waiting)
-            self._arrived.set()
+            self._send_soon()
 
     async def _watch(self, connection: PipelinedConnection) -> None:
-        """End the conversation when Redis has owed a reply for too long."""
-        while connection.timeout_s is not None:
-            await asyncio.sleep(connection.timeout_s / 4)
-            if self._unanswered and time.monotonic() - self._heard_at > connection.timeout_s:
+        """Wait until the conversation ends. End it when Redis has owed a reply for too long."""
+        pause_s = None if connection.timeout_s is None else connection.timeout_s / 4
+        while not (await asyncio.wait([connection.ended], timeout=pause_s))[0]:
+            waits_s = time.monotonic() - self._heard_at
+            if self._unanswered and connection.timeout_s is not None and waits_s > connection.timeout_s:
                 raise RedisTimeoutError(f"no answer for {connection.timeout_s:g} s")
+        raise connection.ended.result()
 
     def _take_back(self) -> None:
         """Put the unanswered commands in front, to send them again first."""

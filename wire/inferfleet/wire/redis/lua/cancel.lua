@@ -49,6 +49,6 @@ end
 redis.call('HDEL', job_key, 'fence')
 -- Its message may still be on its way.
 local keep_s = tombstone_ttl_s + math.max(0, math.ceil(((tonumber(r[9]) or 0) - now) / 1000))
-end_job(job_key, journal_key, result_key, request_key, response_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
-  keep_s)
+end_job(job_key, journal_key, result_key, request_key, response_key, end_state, r[4] or 0, ended_ms, result, finished_entry,
+  result_ttl_s, keep_s)
 return {end_state, attempt, reply_to, pool, priority}

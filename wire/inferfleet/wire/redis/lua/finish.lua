@@ -28,14 +28,14 @@ end
 if tonumber(offset) > tonumber(r[3]) or redis.call('EXISTS', journal_key) == 0 then
   return 'missing'
 end
-local last = tonumber(offset) + tonumber(count)
-if last > tonumber(r[3]) then
+local tokens, last = tonumber(r[3]), tonumber(offset) + tonumber(count)
+if last > tokens then
   redis.call('XADD', journal_key, '*', 'entry', tokens_entry)
-  redis.call('HSET', job_key, 'tokens', last)
+  tokens = last
 end
 -- A second message must find that the job has ended. There may be one if several have submitted the job, or if it is a
 -- turn, which others publish as well.
 local copied = r[6] or (r[5] and r[5] ~= '') or string.find(r[4] or '', '%S %S')
-end_job(job_key, journal_key, result_key, request_key, response_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
-  copied and tombstone_ttl_s or result_ttl_s)
+end_job(job_key, journal_key, result_key, request_key, response_key, end_state, tokens, ended_ms, result, finished_entry,
+  result_ttl_s, copied and tombstone_ttl_s or result_ttl_s)
 return r[8] and 'followed' or 'ok'
