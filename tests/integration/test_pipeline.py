@@ -17,8 +17,10 @@ from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.local.services.free_port import free_port
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
+from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import closing_redis, command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import WRITE_LIMIT, CommandPipeline
+from inferfleet.wire.redis.pipelined_connection import PipelinedConnection
 from inferfleet.wire.tasks import cancel_and_wait
 
 SOCKET_TIMEOUT_S = 0.3
@@ -180,6 +182,18 @@ async def test_an_idle_connection_that_redis_closed_costs_nobody_an_error(
         while link.connections:  # until our end has noticed
             await asyncio.sleep(0.01)
     assert await impatient.execute("ECHO", "again") == b"again"
+
+
+async def test_a_connection_that_broke_before_the_first_command_is_noticed(link: Proxy) -> None:
+    """Its stream has heard of it then, and nobody else hears of it again."""
+    async with aioredis.Redis.from_url(link.url) as client, PipelinedConnection.opened(client) as connection:
+        await connection.learn_time(RedisClock())
+        link.reset()
+        # No command waits for a reply, and there is no timeout.
+        while not connection.lost:
+            await asyncio.sleep(0.01)
+        connection.converse(on_reply=pytest.fail, on_writable=pytest.fail)
+        assert isinstance(connection.ended.result(), RedisConnectionError)
 
 
 async def test_a_pipeline_that_ended_says_so_to_those_who_wait_and_those_who_come(link: Proxy) -> None:

@@ -48,6 +48,7 @@ class PipelinedConnection(asyncio.Protocol):
         self.writable = True
         """Whether the conversation lasts, and Redis reads as fast as commands are sent."""
         streams: Any = connection
+        self._stream: asyncio.StreamReader = streams._reader
         self._transport: asyncio.Transport = streams._writer.transport
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -72,9 +73,11 @@ class PipelinedConnection(asyncio.Protocol):
         # With a timeout, redis-py gives each write a task, and Python 3.11's wait_for may swallow a
         # cancellation there.
         connection.socket_timeout = None
+        ours = cls(client, connection, timeout_s=timeout_s)
         try:
-            yield cls(client, connection, timeout_s=timeout_s)
+            yield ours
         finally:
+            ours.end(RedisConnectionError("this side has closed the connection"))
             connection.socket_timeout = timeout_s
             # Replies that nobody reads must not be mistaken for those of others.
             await connection.disconnect(nowait=True)
@@ -89,6 +92,14 @@ class PipelinedConnection(asyncio.Protocol):
         self._on_reply = on_reply
         self._on_writable = on_writable
         self._transport.set_protocol(self)
+        if self.lost:
+            # The stream was told, and nobody is told again.
+            self.connection_lost(None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection broke before the conversation."""
+        return self._stream.at_eof() or self._transport.is_closing()
 
     def send(self, packed: Sequence[bytes]) -> None:
         """Send commands. On a closed connection this does nothing."""
@@ -113,7 +124,7 @@ class PipelinedConnection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """End the conversation."""
-        self.end(RedisConnectionError(str(exc or "the server closed the connection")))
+        self.end(RedisConnectionError(str(exc or "") or "the server closed the connection"))
 
     @override
     def pause_writing(self) -> None:
