@@ -76,17 +76,17 @@ async def test_a_worker_says_that_a_sweep_takes_too_long(
 async def test_the_record_of_a_job_and_its_entry_in_the_index_are_one_write(
     records: JobRecords, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = PipelinedConnection.write, list[int]()
+    send, sent = PipelinedConnection.send, list[int]()
 
-    async def count(self: PipelinedConnection, packed: Sequence[bytes]) -> None:
-        written.append(len(packed))
-        await write(self, packed)
+    def count(self: PipelinedConnection, packed: Sequence[bytes]) -> None:
+        sent.append(len(packed))
+        send(self, packed)
 
     # A new connection writes more.
     await records.create(Job(pool=pool, body=chat()), reply_to="client", call="first")
-    monkeypatch.setattr(PipelinedConnection, "write", count)
+    monkeypatch.setattr(PipelinedConnection, "send", count)
     await records.create(Job(pool=pool, body=chat()), reply_to="client", call="second")
-    assert written == [2]
+    assert sent == [2]
 
 
 async def open_in(store: aioredis.Redis, pool: str, priority: int = 4) -> set[str]:

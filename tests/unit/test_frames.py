@@ -29,7 +29,7 @@ from inferfleet.wire.rabbitmq.frames import (
     delivery,
     publishing,
 )
-from inferfleet.wire.rabbitmq.stream import FrameReader
+from inferfleet.wire.rabbitmq.stream import FrameHandler, FrameReader
 
 OURS = 3
 OTHER = 4
@@ -227,7 +227,8 @@ async def sorted_out(data: bytes, *cuts: int) -> tuple[list[Message], list[tuple
     def arrived(method: bytes, properties: Properties, body: bytes) -> None:
         messages.append((delivery(method)[0], properties.get("message_id"), body))
 
-    reader = FrameReader({OURS: Contents(DELIVER, arrived).take}, asyncio.get_running_loop())
+    takers: dict[int, FrameHandler] = {OURS: Contents(DELIVER, arrived).take}
+    reader = FrameReader(takers, asyncio.get_running_loop(), on_channel_end=takers.pop)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for start, end in pairwise(edges):
         reader.feed_data(data[start:end])
@@ -285,7 +286,7 @@ async def test_messages_that_were_taken_are_a_sign_of_life() -> None:
 
 
 async def test_a_frame_that_breaks_off_is_left_to_aiormq() -> None:
-    reader = FrameReader({}, asyncio.get_running_loop())
+    reader = FrameReader({}, asyncio.get_running_loop(), on_channel_end=print)
     half = message(1, "a", b"x")[:-5]
     reader.feed_data(half)
     reader.feed_eof()

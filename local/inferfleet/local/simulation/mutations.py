@@ -203,8 +203,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "record_expires_first": _lua(
         "cancel",
-        "  keep_s)\nreturn",
-        "  1)\nreturn",
+        "result_ttl_s, keep_s)\nreturn",
+        "result_ttl_s, 1)\nreturn",
         "expires",
         20,
     ),

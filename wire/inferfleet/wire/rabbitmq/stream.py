@@ -209,7 +209,7 @@ class FrameReader(asyncio.StreamReader):
         takers: dict[int, FrameHandler],
         loop: asyncio.AbstractEventLoop,
         *,
-        on_channel_end: Callable[[int], None],
+        on_channel_end: Callable[[int], object],
     ) -> None:
         super().__init__(loop=loop)
         self._takers = takers
