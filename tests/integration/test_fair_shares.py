@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
@@ -26,15 +27,18 @@ from tests.integration.conftest import (
 from inferfleet.exporter import metrics
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas.errors import QueueFullError
+from inferfleet.schemas.errors import PartialSubmitError, QueueFullError, UnknownPoolError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import preferred_key, shares_key
 from inferfleet.schemas.shares import fairness, service_of, times_its_share
 from inferfleet.wire.redis import shares
 from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.script import SCRIPTS
 from inferfleet.wire.redis.shares import PoolShares, Served, add_served, read_shares
 
 ONE_SLOT = 2
@@ -232,6 +236,94 @@ async def test_a_job_that_is_refused_gives_its_place_back(
         with pytest.raises(QueueFullError):
             await fleet.submit(chat(), pool=pool)
         assert await store.zcard(preferred_key(pool, "default")) == 0
+
+
+@pytest.mark.store
+async def test_a_place_that_is_given_back_twice_stays_with_whoever_got_it_meanwhile(
+    pipeline: CommandPipeline, pool: str
+) -> None:
+    placing = PoolShares(pipeline, ttl_s=60)
+    assert await placing.place(pool, "t", "one")
+    since_ms = await placing.placed_ms(pool, "t", "one")
+    assert since_ms is not None
+    await placing.give_back(pool, "t", "one", since_ms)
+    assert await placing.placed_ms(pool, "t", "one") is None
+
+    async def placed_later() -> bool:
+        assert await placing.place(pool, "t", "one")
+        return await placing.placed_ms(pool, "t", "one") != since_ms
+
+    await eventually(placed_later)
+    await placing.give_back(pool, "t", "one", since_ms)
+    assert await placing.placed_ms(pool, "t", "one") is not None
+
+
+@pytest.mark.store
+async def test_a_job_that_is_placed_again_while_others_look_for_its_record_keeps_its_place(
+    pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "NEW_MS", -PATIENCE_S * 1000)
+    looking, placing = PoolShares(pipeline, ttl_s=60), PoolShares(pipeline, ttl_s=60)
+    for job in ("one", "two"):
+        assert await looking.place(pool, "t", job)
+    since_ms = await placing.placed_ms(pool, "t", "one")
+
+    async def placed_later() -> bool:
+        assert await placing.place(pool, "t", "one")
+        return await placing.placed_ms(pool, "t", "one") != since_ms
+
+    async def states(_: JobReading, job_ids: Iterable[str]) -> dict[str, None]:
+        await eventually(placed_later)
+        return dict.fromkeys(job_ids)
+
+    monkeypatch.setattr(JobReading, "states", states)
+    assert await looking.place(pool, "t", "three")
+    assert await pipeline.execute("ZRANGE", preferred_key(pool, "t"), 0, -1) == [b"one", b"three"]
+
+
+async def test_a_job_that_is_refused_while_it_is_submitted_again_keeps_its_place(
+    connect: Connect, services: Services, store: aioredis.Redis, pool: str
+) -> None:
+    """Its first caller gives the place back when the second has got it."""
+    job = Job(pool=pool, body=chat())
+    async with Proxy(services.redis_url) as link, connect(redis_url=link.url, fair_shares=True) as refused:
+        link.hold_answers_to(SCRIPTS["discard"].sha.encode())
+        submitting = asyncio.create_task(refused.submit(job))
+        await link.until_held(Direction.TO_CLIENT)
+        async with connect(fair_shares=True) as fleet:
+            await fleet.declare_pool(pool)
+            assert (await fleet.submit(job)).priority == 5
+        link.heal()
+        with pytest.raises(UnknownPoolError):
+            await asyncio.wait_for(submitting, PATIENCE_S)
+
+    assert await store.zcard(preferred_key(pool, "default")) == 1
+
+
+async def test_a_job_that_is_submitted_again_with_another_priority_keeps_its_place(
+    connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    async with connect(fair_shares=True) as fleet:
+        await fleet.declare_pool(pool)
+        assert (await fleet.submit(job)).priority == 5
+        assert (await fleet.submit(job.model_copy(update={"priority": 7}))).priority == 5
+        assert await store.zcard(preferred_key(pool, "default")) == 1
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_nothing_is_left_of_a_job_for_an_unknown_pool(
+    connect: Connect, store: aioredis.Redis, pipeline: CommandPipeline, pool: str, served: bool
+) -> None:
+    if served:
+        await serve(pipeline, pool, another=1000)
+    before = {key async for key in store.scan_iter(match=f"*{pool}*")}
+    async with connect(fair_shares=True) as fleet:
+        jobs = [Job(pool=pool, body=chat()) for _ in range(2 * ONE_SLOT)]
+        with pytest.raises(PartialSubmitError):
+            await fleet.submit_many(jobs)
+    assert {key async for key in store.scan_iter(match=f"*{pool}*")} == before
+    assert [share.tenant for share in await read_shares(pipeline, pool)] == ["another"] * served
 
 
 async def test_a_job_that_was_recorded_with_another_priority_keeps_it(

@@ -206,6 +206,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
     yield SharedLimits(pipeline, ttl_s=1).guaranteed("k", 1, per_minute=1)
     yield PoolShares(pipeline, ttl_s=1, slots={"p": 1}).place("p", "t", JOB.id)
+    yield PoolShares(pipeline, ttl_s=1).give_back("p", "t", JOB.id, 1.0)
     yield add_served(pipeline, "p", "w", Served(0, "t", 1, [JOB.id]), ttl_s=1)
     batches = BatchRecords(pipeline)
     yield batches.reserve("t", "b", most=1)

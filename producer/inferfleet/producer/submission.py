@@ -35,7 +35,7 @@ from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.message import message_body
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.schemas.shares import preferred
+from inferfleet.schemas.shares import may_be_preferred, preferred
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.followers import Followers
@@ -227,7 +227,9 @@ class Submission:
                 self._records.open_jobs.displace(
                     claimed.job.id, pool=claimed.job.pool, priority=claimed.job.priority
                 )
-                await self._give_place_back(claimed.job)
+                if recorded.pool != claimed.job.pool or not may_be_preferred(recorded.priority):
+                    # Otherwise the place may be that of the job as it was recorded.
+                    await self._give_place_back(claimed.job, await self._placed_ms(claimed.job))
                 joined = in_pool(claimed.job, recorded.pool)
                 joined = joined.model_copy(update={"priority": recorded.priority})
                 claimed = claimed._replace(job=joined)
@@ -256,11 +258,18 @@ class Submission:
         is_preferred = await self._shares.place(job.pool, job.tenant, job.id, weight=weight)
         return job.model_copy(update={"priority": higher}) if is_preferred else job
 
-    async def _give_place_back(self, job: Job) -> None:
-        """Let another job of the tenant be preferred. No error if it fails: such places are found later."""
+    async def _placed_ms(self, job: Job) -> float | None:
+        """Return since when a job is preferred; ``None`` if it is not, or Redis does not say."""
         if self._shares is not None:
             with suppress(ServiceUnreachableError, ServiceRefusedError):
-                await self._shares.give_back(job.pool, job.tenant, job.id)
+                return await self._shares.placed_ms(job.pool, job.tenant, job.id)
+        return None
+
+    async def _give_place_back(self, job: Job, since_ms: float | None) -> None:
+        """Let another job of the tenant be preferred. No error if it fails: such places are found later."""
+        if self._shares is not None and since_ms is not None:
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                await self._shares.give_back(job.pool, job.tenant, job.id, since_ms)
 
     async def _record(self, claimed: Claim, call: str, body: bytes, *, keep: bool = False) -> Recorded:
         try:
@@ -345,9 +354,11 @@ class Submission:
             await self._followers.unfollow(job)
         await self._leave_index(job)
         await idempotency.forget(self._pipeline, claimed)
+        # In this order: a caller that submits the job again may place it as soon as the record is gone.
+        placed_ms = await self._placed_ms(job)
         gone = await self._records.discard(job.id)
         if gone:
-            await self._give_place_back(job)
+            await self._give_place_back(job, placed_ms)
         else:
             self._records.open_jobs.enter(job)
         if following is not None:
@@ -412,7 +423,19 @@ class Submission:
 
         """
         await self._records.move(job, from_pool=from_pool)
+        await self._move_place(job, from_pool=from_pool)
         await self._publisher.publish(job, reply_to=reply_to)
+
+    async def _move_place(self, job: Job, *, from_pool: str) -> None:
+        """Let a preferred job count in the pool to which it has moved, if that has room for it.
+
+        Its priority stays as it is.
+        """
+        former = in_pool(job, from_pool)
+        if self._shares is not None and (since_ms := await self._placed_ms(former)) is not None:
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                await self._shares.place(job.pool, job.tenant, job.id)
+            await self._give_place_back(former, since_ms)
 
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, its partial answer stays in its session."""

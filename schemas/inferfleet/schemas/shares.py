@@ -49,6 +49,11 @@ def preferred(priority: int, *, below: int) -> int | None:
     return higher if priority in _NAMED and higher not in _NAMED and higher < below else None
 
 
+def may_be_preferred(priority: int) -> bool:
+    """Return whether a job may have this priority because it is preferred."""
+    return priority not in _NAMED and priority - 1 in _NAMED
+
+
 def competing(shares: Sequence[Share]) -> list[Share]:
     """Return the shares of the tenants that want more than they get."""
     most = max((share.per_weight for share in shares), default=0.0)

@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
+    Connect,
     RunCommand,
     StartGateway,
     StartWorker,
@@ -25,6 +26,7 @@ from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import RolloutError
+from inferfleet.schemas.names import preferred_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
@@ -66,6 +68,27 @@ async def test_those_that_were_submitted_to_the_pool_move_and_those_of_the_canar
         return (await fleet.pool(canary)).ready == len(own)
 
     await eventually(own_are_left)
+
+
+async def test_a_preferred_job_counts_where_it_has_moved(
+    connect: Connect,
+    fleet: Fleet,
+    producer_settings: Callable[..., ProducerSettings],
+    store: aioredis.Redis,
+    pool: str,
+    canary: str,
+    set_weight: SetWeight,
+) -> None:
+    await set_weight(100)
+    async with connect(fair_shares=True) as fair:
+        jobs = await fair.submit_many(some(pool, 3))
+        assert {(job.pool, job.priority) for job in jobs} == {(canary, 5)}
+        await set_weight(0)
+        async with moving(producer_settings()) as connection:
+            assert await move_back(fair, connection, producer_settings(), pool=pool, canary=canary) == 3
+
+    places = [await store.zrange(preferred_key(each, "default"), 0, -1) for each in (canary, pool)]
+    assert (places[0], set(places[1])) == ([], {job.id.encode() for job in jobs})
 
 
 async def test_two_rollouts_that_start_at_the_same_moment_make_no_chain(

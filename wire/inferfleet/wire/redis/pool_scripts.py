@@ -19,6 +19,7 @@ _LEASE = SCRIPTS["lease"]
 _ENDED_ADD = SCRIPTS["ended_add"]
 _SHARE_PLACE = SCRIPTS["share_place"]
 _SHARE_ADD = SCRIPTS["share_add"]
+_SHARE_GIVE_BACK = SCRIPTS["share_give_back"]
 
 
 def sweep(
@@ -153,3 +154,10 @@ def share_add(
         ttl_s,
         *jobs,
     )
+
+
+def share_give_back(
+    shares_key: str, preferred_key: str, /, *, tenant: str, job: str, since_ms: float
+) -> Command:
+    """Take a preferred job's place from it, unless it has got the place again since."""
+    return ("EVALSHA", _SHARE_GIVE_BACK.sha, 2, shares_key, preferred_key, tenant, job, since_ms)

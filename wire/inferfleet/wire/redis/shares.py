@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import preferred_key, shares_call_key, shares_key
@@ -82,9 +82,22 @@ class PoolShares:
             return True
         return await self._forget_ended(pool, tenant) and bool(await self._pipeline.execute(*command))
 
-    async def give_back(self, pool: str, tenant: str, job_id: str) -> None:
-        """Take a job's place from it, if it has one: it was refused, or its record has another priority."""
-        await self._pipeline.execute("ZREM", preferred_key(pool, tenant), job_id)
+    async def placed_ms(self, pool: str, tenant: str, job_id: str) -> float | None:
+        """Return since when a job is preferred; ``None`` if it is not."""
+        since_ms: Any = await self._pipeline.execute("ZSCORE", preferred_key(pool, tenant), job_id)
+        return None if since_ms is None else float(since_ms)
+
+    async def give_back(self, pool: str, tenant: str, job_id: str, since_ms: float) -> None:
+        """Take a job's place from it, unless another caller has placed it again since ``since_ms``."""
+        await self._pipeline.execute(
+            *pool_scripts.share_give_back(
+                shares_key(pool),
+                preferred_key(pool, tenant),
+                tenant=tenant,
+                job=job_id,
+                since_ms=since_ms,
+            )
+        )
 
     async def _slots_of(self, pool: str) -> int:
         # Those who come meanwhile wait, or thousands of first jobs would find a number that is a guess.
@@ -119,8 +132,7 @@ class PoolShares:
             for job_id, at in since.items()
             if (at < new_ms if (state := states[job_id]) is None else state.terminal)
         ]
-        if ended:
-            await self._pipeline.execute("ZREM", key, *ended)
+        await asyncio.gather(*(self.give_back(pool, tenant, job_id, since[job_id]) for job_id in ended))
         return bool(ended)
 
 

@@ -1,6 +1,7 @@
 -- Prefer a job if its tenant was served no more than the mean of the tenants that compete, and has room.
 -- Returns 1 if it is preferred.
--- Sent twice, the second finds the job preferred, or decides again.
+-- Sent twice, the second finds the job preferred, or decides again. A place is as new as the last that asked for it, so
+-- that nobody who asked before gives it back.
 local shares_key, preferred_key = KEYS[1], KEYS[2]
 local tenant = ARGV[1]
 local job = ARGV[2]
@@ -12,11 +13,12 @@ local many = ARGV[7] -- with more tenants than that, the mean may be some time o
 local mean_ms = ARGV[8] -- how long
 local ttl_s = ARGV[9]
 
-if redis.call('ZSCORE', preferred_key, job) then
-  return 1
-end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+if redis.call('ZSCORE', preferred_key, job) then
+  redis.call('ZADD', preferred_key, now, job)
+  return 1
+end
 
 local function read(stored)
   local work, jobs, preferred, its_weight, at = string.match(stored, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
