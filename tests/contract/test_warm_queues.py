@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -15,9 +15,10 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 from tests.contract.conftest import PATIENCE_S, Inbox, publish, ready, take, until_ready
 
+from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.schemas import names
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, PublishUnconfirmedError
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq import topology
 from inferfleet.wire.rabbitmq.confirms import NackedError, UnroutableError
@@ -41,33 +42,38 @@ def pool() -> str:
 TakesTurn = Callable[[str], Awaitable[bool]]
 
 
+@asynccontextmanager
+async def publishing(url: str, name: str) -> AsyncGenerator[ConfirmChannel]:
+    publisher = ConfirmChannel(url, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, name=name)
+    yield publisher
+    await publisher.aclose()
+
+
 @pytest.fixture
 async def takes_turn(contract_services: Services, pool: str) -> AsyncIterator[TakesTurn]:
-    """Publishes a turn for a worker, as whoever has the next turn does; says whether its queue has taken it.
+    """Publishes a turn for a worker, and says whether its queue has taken it.
 
-    It has a connection of its own: RabbitMQ 3.10 may close that with INTERNAL_ERROR if a quorum queue expires
-    at this moment, and the turn is published again.
+    On a connection of its own: if a quorum queue expires at this moment, RabbitMQ 3.10 closes that with
+    INTERNAL_ERROR.
     """
-    publisher = ConfirmChannel(
-        contract_services.amqp_url,
-        connect_timeout_s=PATIENCE_S,
-        confirm_timeout_s=PATIENCE_S,
-        name=pool,
-    )
+    async with publishing(contract_services.amqp_url, pool) as publisher:
 
-    async def takes_turn(worker_id: str) -> bool:
-        key = names.warm_turns(pool, worker_id)
-        try:
-            # A passive declaration would count as use of the queue.
-            await publisher.publish(
-                names.JOBS_EXCHANGE, aio_pika.Message(b"turn"), routing_key=key, mandatory=True
-            )
-        except (UnroutableError, NackedError):
-            return False
-        return True
+        async def takes_turn(worker_id: str) -> bool:
+            key = names.warm_turns(pool, worker_id)
+            try:
+                # A passive declaration would count as use of the queue.
+                await publisher.publish(
+                    names.JOBS_EXCHANGE, aio_pika.Message(b"turn"), routing_key=key, mandatory=True
+                )
+            except (UnroutableError, NackedError):
+                return False
+            except PublishUnconfirmedError as error:
+                if not isinstance(error.__cause__, UnroutableError):
+                    raise
+                return False
+            return True
 
-    yield takes_turn
-    await publisher.aclose()
+        yield takes_turn
 
 
 @pytest.fixture
@@ -102,6 +108,25 @@ async def test_a_turn_that_its_worker_holds_stays_until_it_is_given_back(
         assert (await take_when_ready(channel, jobs)).body == b"expires"
     await held.nack(requeue=requeue)
     assert (await take_when_ready(channel, jobs)).body == b"held"
+
+
+async def test_a_turn_whose_queue_vanishes_with_the_connection_comes_into_the_pools_queue(
+    contract_services: Services, channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    warm = await declare_warm_queue(channel, settings_of(pool))
+    async with Proxy(contract_services.amqp_url) as link, publishing(link.url, pool) as publisher:
+        link.hold_answers_to(b"moved")
+        message = aio_pika.Message(b"moved")
+        sending = asyncio.create_task(
+            publisher.publish_job(message, pool=pool, warm=names.warm_turns(pool, "w"))
+        )
+        await link.until_held(Direction.TO_CLIENT)
+        await warm.delete(if_unused=False, if_empty=False)
+        link.reset()
+        link.heal()
+        # It may be queued twice, as far as the publisher knows.
+        assert await asyncio.wait_for(sending, PATIENCE_S)
+    assert (await take_when_ready(channel, jobs)).body == b"moved"
 
 
 async def test_a_queue_takes_no_more_turns_than_its_worker(

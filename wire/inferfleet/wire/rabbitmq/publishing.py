@@ -152,6 +152,11 @@ class ConfirmChannel:
                 except UnroutableError:
                     # That worker has gone.
                     pass
+                except PublishUnconfirmedError as error:
+                    if not isinstance(error.__cause__, UnroutableError):
+                        raise
+                    # Its queue has gone with the connection: RabbitMQ 3.10 closes that, if the queue expires.
+                    twice = True
             return await self._publish_job(message, pool) or twice
         published, _ = await asyncio.gather(
             self._publish_job(message, pool), self._announce(message, pool), return_exceptions=True
