@@ -379,7 +379,7 @@ def index_vectors_key(index: str, generation: str) -> str:
 
 
 def index_documents_key(index: str, generation: str) -> str:
-    """Key of the sorted set of the digests of an index's documents."""
+    """Key of the sorted set of the digests of an index's documents: 1 if one has chunks, 0 if not."""
     return f"{index}:documents:{generation}"
 
 

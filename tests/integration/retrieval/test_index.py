@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ async def test_the_nearest_chunks_are_found_with_their_document(
     assert await index.search("anything") == []
     with pytest.raises(RetrievalError, match=r"a text is too long .* fewer chunk_chars"):
         await index.add([{"id": "too long", "text": "é" * 50}])
-    assert await index.remove("too long")
+    assert not await index.remove("too long")
     long = "One sentence with about fifty characters, or so. Another sentence of about that many characters."
     added = await index.add(
         [{"id": "long", "text": long, "metadata": {"year": 2024}}, {"id": "short", "text": "Brief."}]
@@ -144,6 +145,33 @@ async def test_a_document_is_replaced_and_removed_by_its_id(
     assert (record.documents, record.chunks) == (1, 1)
     with pytest.raises(RetrievalError, match="document 'e' is given twice"):
         await index.add([{"id": "e", "text": "e"}, {"id": "e", "text": "f"}])
+
+
+@pytest.mark.parametrize("wrong", [{"id": "a", "text": "again"}, {"id": "w"}, None])
+async def test_a_document_without_chunks_does_not_count(
+    index: Index, pool: str, start_worker: StartWorker, wrong: dict[str, str] | None
+) -> None:
+    """Whatever ended the call that began it: a document that is given twice or invalid, or its caller."""
+
+    def given() -> Iterator[dict[str, str]]:
+        yield {"id": "a", "text": "a"}
+        if wrong is None:
+            raise ZeroDivisionError
+        yield wrong
+
+    await start_worker()
+    await index.create(pool=pool)
+    with pytest.raises((RetrievalError, ZeroDivisionError)):
+        await index.add(given())
+    record = await index.get()
+    assert (record.documents, record.chunks) == (0, 0)
+    await index.add([{"id": "a", "text": "a"}, {"id": "b", "text": "b"}])
+    assert (await index.get()).documents == 2
+    with pytest.raises((RetrievalError, ZeroDivisionError)):
+        await index.add(given())
+    assert (await index.get()).documents == 2
+    assert [await index.remove("a"), await index.remove("a"), await index.remove("w")] == [True, False, False]
+    assert (await index.get()).documents == 1
 
 
 async def test_what_was_embedded_long_ago_is_embedded_again(

@@ -50,6 +50,7 @@ def index_begin(
 def index_store(
     index_key: str,
     vectors_key: str,
+    documents_key: str,
     document_key: str,
     /,
     *,
@@ -66,7 +67,7 @@ def index_store(
 ) -> Command:
     """Store a chunk of a document."""
     return (
-        *("EVALSHA", _STORE.sha, 3, index_key, vectors_key, document_key),
+        *("EVALSHA", _STORE.sha, 4, index_key, vectors_key, documents_key, document_key),
         *(generation, version, digest, chunk, text, vector, attributes, model, identity, dimensions),
     )
 

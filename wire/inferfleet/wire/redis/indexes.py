@@ -141,7 +141,7 @@ class IndexStore:
             options=IndexOptions.model_validate_json(fields[b"options"]),
             embedding=embedding,
             created_at=datetime.fromtimestamp(int(fields[b"created_ms"]) / 1000, UTC),
-            documents=await self._execute("ZCARD", index_documents_key(self._key, generation)),
+            documents=await self._execute("ZCOUNT", index_documents_key(self._key, generation), 1, 1),
             chunks=await self._execute("VCARD", index_vectors_key(self._key, generation)),
         )
 
@@ -186,6 +186,7 @@ class IndexStore:
             *index_scripts.index_store(
                 self._key,
                 index_vectors_key(self._key, document.generation),
+                index_documents_key(self._key, document.generation),
                 index_document_key(self._key, document.generation, document.digest),
                 generation=document.generation,
                 version=document.version,
@@ -233,7 +234,7 @@ class IndexStore:
         begun = await self.begin(Document(id=document_id, text="-"), generation=generation)
         await self.drop(begun, begun.stored)
         await self.forget(begun)
-        return True
+        return bool(begun.stored)
 
     async def forget(self, document: BegunDocument) -> None:
         """Remove a document without chunks, unless another version of it has begun."""

@@ -22,6 +22,7 @@ if redis.call('HGET', document_key, 'metadata') ~= metadata then
     redis.call('VSETATTR', vectors_key, digest .. chunk, attributes)
   end
 end
-redis.call('ZADD', documents_key, 0, digest)
+-- Only those with the score 1 are in the index: the others have no chunk yet.
+redis.call('ZADD', documents_key, #chunks > 0 and 1 or 0, digest)
 redis.call('HSET', document_key, 'id', id, 'version', version, 'metadata', metadata)
 return chunks

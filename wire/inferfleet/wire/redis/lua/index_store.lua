@@ -1,7 +1,7 @@
 -- Store a chunk of a document, and its vector. The first chunk of an index decides which model embeds it.
 -- Returns 'stored'; 'superseded' if another version of the document has begun, or the index is gone; else the
 -- model, identity and dimensions of the index, if these differ. Sent twice, the second changes nothing.
-local index_key, vectors_key, document_key = KEYS[1], KEYS[2], KEYS[3]
+local index_key, vectors_key, documents_key, document_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local generation = ARGV[1]
 local version = ARGV[2]
 local digest = ARGV[3]
@@ -23,4 +23,5 @@ elseif r[2] ~= model or r[3] ~= identity or r[4] ~= dimensions then
 end
 redis.call('VADD', vectors_key, 'FP32', vector, digest .. chunk, 'SETATTR', attributes)
 redis.call('HSET', document_key, chunk, text)
+redis.call('ZADD', documents_key, 1, digest)
 return {'stored'}
