@@ -19,6 +19,7 @@ from inferfleet.schemas.names import (
     turns_key,
 )
 from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus
+from inferfleet.wire.redis.session_keys import CALL_TTL_S
 from inferfleet.wire.redis.session_lanes import EnterStatus
 from inferfleet.wire.redis.session_records import ReplaceStatus
 
@@ -299,23 +300,73 @@ async def test_a_deleted_session_is_gone(talk: Conversation, store: aioredis.Red
     assert not await store.exists(*left)
 
 
-async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(
+async def test_turns_that_run_and_wait_go_on_and_do_not_bring_their_session_back(
     talk: Conversation, store: aioredis.Redis
 ) -> None:
     first, second, third = turn(), turn(), turn()
+    await talk.records.configure(SESSION, idle_ttl_s=10 * CALL_TTL_S, max_history_tokens=1)
     await talk.enter(first)
     await talk.run(first)
     await talk.enter(second)
     await talk.enter(third)
     await talk.begin(second)
     assert await talk.records.delete(SESSION)
-    assert await talk.append(second) is AppendStatus.OK
+    assert not await talk.records.delete(SESSION)
+    assert await talk.records.get(SESSION) is None
+    for _ in range(2):
+        assert await talk.append(second, state=(0, "kept")) is AppendStatus.OK
+    # Its worker died before its end.
+    assert await talk.begin(second, 2) is BeginStatus.ANSWERED
     assert await talk.advance(second) == third.id
+    assert (await talk.begun(third)).max_history_tokens is None
     assert await talk.run(third) is None
+    assert await talk.records.get(SESSION) is None
+    assert await talk.records.list(limit=9) == []
+    assert await talk.history() == []
+    assert not await store.exists(*(key(SESSION) for key in (lane_key, payloads_key, turns_key, state_key)))
+    assert 0 < await store.ttl(session_key(SESSION)) <= CALL_TTL_S
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_turn_begins_a_deleted_session_again_behind_those_that_go_on(
+    talk: Conversation, waits: bool
+) -> None:
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.begin(first)
+    assert await talk.records.delete(SESSION)
+    if waits:
+        await talk.enter(second)
+        assert await talk.records.list(limit=9) == [SESSION]
+    await talk.append(first)
+    assert await talk.advance(first) == (second.id if waits else None)
+    if not waits:
+        await talk.enter(second)
+    assert await talk.run(second) is None
     record = await talk.records.get(SESSION)
     assert record is not None
-    assert (await talk.history(), record.turns) == ([second.id, third.id], 2)
-    assert not await store.exists(lane_key(SESSION), payloads_key(SESSION))
+    assert (await talk.history(), record.turns) == ([second.id], 1)
+    # Its life is that of any other.
+    assert max(await talk.lifetimes()) <= IDLE_TTL_S
+
+
+async def test_a_session_is_made_from_turns_while_those_of_the_deleted_one_go_on(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    running, waiting, made = turn(), turn(), turn()
+    await talk.enter(running)
+    await talk.enter(waiting)
+    await talk.begin(running)
+    assert await talk.records.delete(SESSION)
+    limits: dict[str, Any] = {"state": None, "idle_ttl_s": None, "max_history_tokens": None}
+    assert await talk.records.create(SESSION, [turn_of(made)], **limits)
+    assert not await talk.records.create(SESSION, [turn_of(made)], **limits)
+    assert await talk.places() == (running.id, (waiting.id,))
+    assert await store.ttl(session_key(SESSION)) > IDLE_TTL_S
+    await talk.append(running)
+    assert await talk.advance(running) == waiting.id
+    assert await talk.run(waiting) is None
+    assert await talk.history() == [made.id]
 
 
 async def test_a_session_is_made_once_from_its_turns(talk: Conversation) -> None:

@@ -109,7 +109,7 @@ def fork(
 
 @app.command()
 def delete(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
-    """Delete a session's history and state. Running and waiting turns continue in an empty session."""
+    """Delete a session. Its running and waiting turns go on, and nothing of them is kept in it."""
 
     async def forget(fleet: Fleet) -> bool:
         return await fleet.session(session_id).delete()

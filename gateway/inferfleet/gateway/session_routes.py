@@ -79,7 +79,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
 
     @router.delete("", response_class=Response, status_code=HTTPStatus.NO_CONTENT)
     async def delete(request: Request, session_id: str) -> Response:
-        """Delete a session's history and state. Its unfinished turns continue in an empty session."""
+        """Delete a session. Its unfinished turns go on, and nothing of them is kept in it."""
         if not await gateway.fleet_of(request).session(session_id).delete():
             raise _unknown(session_id)
         return Response(status_code=HTTPStatus.NO_CONTENT)

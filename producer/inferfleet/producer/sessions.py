@@ -170,7 +170,10 @@ class Session:
         return forked
 
     async def delete(self) -> bool:
-        """Delete the history and the state. Running and waiting turns continue in an empty session."""
+        """Delete the session: history, state and limits. Return whether there was one.
+
+        Its running and waiting turns go on, and nothing of them is kept in it. The next turn begins it again.
+        """
         return await self._records.delete(self.id)
 
     async def export(self) -> SessionExport:

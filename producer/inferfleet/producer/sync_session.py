@@ -66,7 +66,7 @@ class SyncSession:
         return SyncSession(self._call(partial(self._session.fork, new_id, turns=turns)), self._call)
 
     def delete(self) -> bool:
-        """Delete the history and the state; see ``Session.delete``."""
+        """Delete the session; see ``Session.delete``."""
         return self._call(self._session.delete)
 
     def export(self) -> SessionExport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,11 +13,14 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from tests.integration.conftest import (
     StartWorker,
+    eventually,
 )
 from tests.integration.responses.conftest import checked, job_of, said
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.names import job_key, journal_key, response_key, result_key
+from inferfleet.testing.script import Script
+from inferfleet.testing.scripted_engine import ScriptedEngine
 
 
 async def test_responses_continue_others_each_on_its_own_branch(
@@ -129,6 +133,32 @@ async def test_metadata_replaces_no_state_that_is_not_an_object(client: AsyncOpe
 
     assert refused.value.code == "state_conflict"
     assert (await session.state())[1] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_conversation_that_is_deleted_while_it_has_an_unfinished_response_stays_deleted(
+    client: AsyncOpenAI, start_worker: StartWorker, pool: str, tmp_path: Path, runs: bool
+) -> None:
+    """One that runs, and is cancelled then; or one that waits, and is answered then."""
+    made = await client.conversations.create(metadata={"a": "b"})
+    response = await client.responses.create(model=pool, input="hang", conversation=made.id, background=True)
+    if runs:
+        script = Script(tmp_path)
+        script.add(prompt="hang", text="one two three", hang_after_tokens=2)
+        await start_worker(ScriptedEngine(model="scripted", max_running=8, script=script))
+
+    async def status_is(*expected: str) -> bool:
+        return (await client.responses.retrieve(response.id)).status in expected
+
+    await eventually(lambda: status_is("in_progress" if runs else "queued"))
+    assert (await client.conversations.delete(made.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await client.conversations.retrieve(made.id)
+    await (client.responses.cancel(response.id) if runs else start_worker())
+    await eventually(lambda: status_is("cancelled" if runs else "completed"))
+    for ask in (client.conversations.retrieve, client.conversations.items.list):
+        with pytest.raises(openai.NotFoundError):
+            await ask(made.id)
 
 
 async def test_a_conversation_is_read_changed_and_deleted(client: AsyncOpenAI, fleet: Fleet) -> None:

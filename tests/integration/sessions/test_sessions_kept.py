@@ -137,7 +137,7 @@ async def test_a_session_that_was_exported_and_imported_goes_on_as_if_nothing_ha
     assert await session.history() == conversation("a", "b", "c")
 
 
-async def test_a_session_deleted_while_turns_run_and_wait_begins_again_with_them(
+async def test_a_session_deleted_while_turns_run_and_wait_stays_deleted_until_the_next_turn(
     fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
 ) -> None:
     await start_worker()
@@ -148,10 +148,12 @@ async def test_a_session_deleted_while_turns_run_and_wait_begins_again_with_them
     await until_running(fleet, running)
     waiting = await session.send("waiting", pool=pool)
     assert await session.delete()
+    assert await session.get() is None
     await finished(fleet, running, waiting)
-    history = await session.history()
-    assert [message["content"] for message in history[::2]] == ["running", "waiting"]
-    assert history[2:] == conversation("waiting", after=history[:2])[2:]
+    assert (await session.get(), await session.history()) == (None, [])
+    assert session.id not in await fleet.sessions()
+    await finished(fleet, await session.send("again", pool=pool))
+    assert await session.history() == conversation("again")
 
 
 async def test_a_session_that_nobody_uses_is_forgotten(

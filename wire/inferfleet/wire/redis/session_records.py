@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import compress
 from typing import Any
 
 import orjson
@@ -102,12 +103,12 @@ class SessionRecords:
         return bool(made)
 
     async def get(self, session_id: str) -> SessionRecord | None:
-        """Read what is known of a session."""
+        """Read what is known of a session; ``None`` if there is none, or if it was deleted."""
         fields, lane = await asyncio.gather(
             self._pipeline.enqueue("HGETALL", session_key(session_id)),
             self._pipeline.enqueue("LRANGE", lane_key(session_id), 0, -1),
         )
-        if not fields:
+        if b"created_at" not in fields:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items() if name != b"answer"}
         return SessionRecord(
@@ -133,7 +134,10 @@ class SessionRecords:
                 cursor, keys = await server.execute(
                     "SCAN", cursor, "MATCH", session_key("*"), "COUNT", 1000, "TYPE", "hash"
                 )
-                for key in keys:
+                there = await asyncio.gather(
+                    *(self._pipeline.enqueue("HEXISTS", key, "created_at") for key in keys)
+                )
+                for key in compress(keys, there):
                     name = key.decode()
                     found.add(name[name.index("{") + 1 : -1])
                 if int(cursor) == 0:
@@ -156,7 +160,7 @@ class SessionRecords:
         )
 
     async def delete(self, session_id: str) -> bool:
-        """Delete the history and the state. Running and waiting turns continue in an empty session."""
+        """Delete a session. Its running and waiting turns go on, and nothing of them is kept in it."""
         keys = (*all_keys(session_id), call_key(session_id))
         return bool(await self._pipeline.enqueue(*session_scripts.delete(*keys, call_ttl_s=CALL_TTL_S)))
 

@@ -12,7 +12,7 @@ local known_entry = ARGV[5] -- the session's last entry that the caller knows of
 local left_ttl_s = ARGV[6] -- how long it is known that a turn has left
 
 local s = redis.call('HMGET', session_key, 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt', 'entry',
-  'ended', 'former', 'warm')
+  'ended', 'former', 'warm', 'created_at')
 local owner = s[1] or ''
 local warm = s[11] or ''
 if undo == '1' then
@@ -94,8 +94,10 @@ redis.call('HSET', session_key, 'owner', next or '', 'witness', witness, 'ended'
   'published', 0, 'owner_since', now,
   'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '), 'offered', next and 1 or 0, 'revived', '')
 if not next then
+  redis.call('HDEL', session_key, 'forgotten')
   for key = 1, 5 do
-    redis.call('EXPIRE', KEYS[key], s[4] or default_idle_ttl_s)
+    -- Of a session that was deleted only what recognizes repetitions is left.
+    redis.call('EXPIRE', KEYS[key], s[12] and (s[4] or default_idle_ttl_s) or left_ttl_s)
   end
 end
 return {'over', payload, warm, unpack(lost)}

@@ -15,13 +15,15 @@ local answered = redis.call('GET', call_key)
 if answered then
   return tonumber(answered)
 end
-local exists = redis.call('EXISTS', session_key) == 1
+local exists = redis.call('HEXISTS', session_key, 'created_at') == 1
 redis.call('SET', call_key, exists and 0 or 1, 'EX', call_ttl_s)
 if exists then
   return 0
 end
 local count = #ARGV - 7
-redis.call('HSET', session_key, 'owner', '', 'turns', count, 'version', count, 'bytes', history_bytes, 'state_version', 0,
+-- Turns of a session that was deleted may still run.
+redis.call('HSETNX', session_key, 'owner', '')
+redis.call('HSET', session_key, 'turns', count, 'version', count, 'bytes', history_bytes, 'state_version', 0,
   'created_at', now_ms, 'updated_at', now_ms)
 if idle_ttl_s ~= '' then
   redis.call('HSET', session_key, 'idle_ttl_s', idle_ttl_s)
@@ -36,7 +38,8 @@ if state ~= '' then
   redis.call('SET', state_key, state)
   redis.call('HSET', session_key, 'state_version', 1, 'state_bytes', #state)
 end
+local ttl = math.max(redis.call('TTL', session_key), tonumber(ttl_s))
 for key = 1, 3 do
-  redis.call('EXPIRE', KEYS[key], ttl_s)
+  redis.call('EXPIRE', KEYS[key], ttl)
 end
 return 1
