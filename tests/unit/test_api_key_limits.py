@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -81,13 +82,17 @@ def test_every_valid_job_counts(endpoint: Endpoint, members: dict[str, Any]) -> 
 @pytest.mark.parametrize("left_s", [1.0, 30.0, 59.0])
 @pytest.mark.parametrize("amount", [1, 50, 100])
 def test_after_the_wait_there_is_enough(previous: int, current: int, left_s: float, amount: int) -> None:
+    """And not before."""
     room = 100 - amount
-    wait_s = seconds_until(room, previous, left_s, current, left_s + MINUTE_S)
 
-    # What the two windows weigh then.
-    if wait_s < left_s:
-        weighs = previous * (left_s - wait_s) / MINUTE_S + current
-    else:
-        weighs = current * max(MINUTE_S - (wait_s - left_s), 0) / MINUTE_S
-    assert weighs <= room + 1e-9
-    assert wait_s <= 2 * MINUTE_S
+    def weighs(in_s: float) -> int:
+        """What the two windows weigh then, in whole milliseconds as in Redis."""
+        left_ms = round(1000 * (left_s - in_s))
+        if left_ms >= 0:
+            return math.floor(previous * left_ms / 60_000) + current
+        return math.floor(current * max(60_000 + left_ms, 0) / 60_000)
+
+    wait_s = seconds_until(room, previous, left_s, current, left_s + MINUTE_S)
+    assert weighs(wait_s) <= room
+    assert wait_s == 0 or weighs(wait_s - 0.01) > room
+    assert wait_s <= (1 if amount == 1 else 2) * MINUTE_S + 0.001

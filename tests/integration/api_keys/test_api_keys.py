@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import redis.asyncio as aioredis
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
@@ -37,7 +38,7 @@ from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
 from inferfleet.wire.redis import shared_limits
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.shared_limits import SharedLimits
+from inferfleet.wire.redis.shared_limits import Cost, Lacking, SharedLimits
 
 # It declares the test's pool.
 pytestmark = pytest.mark.usefixtures("fleet")
@@ -258,7 +259,7 @@ async def test_the_sdk_raises_its_own_errors(
         with pytest.raises(openai.RateLimitError) as limited:
             await client.chat.completions.create(**hello, stream=True)
         assert limited.value.code == "rate_limit_exceeded"
-        assert 1 <= int(limited.value.response.headers["retry-after"]) <= 120
+        assert 1 <= int(limited.value.response.headers["retry-after"]) <= 61
 
         async def listed() -> bool:
             return [model.pool async for model in client.models.list()] == [pool] * 2
@@ -423,6 +424,30 @@ async def test_limits_are_shared_by_gateways(
         assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 3, answers[0].text
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[3:])
         assert answers[5].headers["x-should-retry"] == "true"
+
+
+@pytest.mark.parametrize(("amount", "most_s"), [(1, 60), (3, 100)])
+async def test_what_is_lacking_is_there_after_the_wait_and_not_before(
+    pipeline: CommandPipeline, store: aioredis.Redis, pool: str, amount: int, most_s: float
+) -> None:
+    limits, cost = SharedLimits(pipeline, ttl_s=60), Cost("requests", 1, 3)
+    assert [await limits.take(pool, [cost]) for _ in range(3)] == [None] * 3
+
+    async def take() -> Lacking | None:
+        return await limits.take(pool, [cost._replace(amount=amount)])
+
+    lacking = await take()
+    assert lacking is not None
+    left_s = lacking.wait_s
+    assert left_s <= most_s + 0.01
+    while left_s > 0:
+        assert await take() is not None
+        # Let time pass, as far as Redis knows.
+        step_s = min(left_s, 21.0)
+        for key in {each async for each in store.scan_iter(match=f"*limit*{pool}*")}:
+            await store.pexpire(key, await store.pttl(key) - round(1000 * step_s))
+        left_s -= step_s
+    assert await take() is None
 
 
 async def test_at_once_no_more_jobs_are_accepted_than_a_key_may_have(

@@ -177,15 +177,20 @@ def seconds_until(
 ) -> float:
     """Return in how many seconds the window counts at most ``room``, if nobody takes anything meanwhile.
 
-    The previous window counts in proportion to what is left of it. The current one becomes the previous one
-    a minute before its end.
+    The previous window counts in proportion to what is left of it, rounded down. The current one becomes the
+    previous one a minute before its end.
     """
-    if previous and current <= room:
-        return max(previous_ends_s - (room - current) * MINUTE_S / previous, 0.0)
-    if not current:
+    if current > room:
+        shifts_in_s = max(current_ends_s - MINUTE_S, 0.0)
+        return shifts_in_s + max(MINUTE_S - _left_s(current, at_most=room), 0.0)
+    if not previous:
         return 0.0
-    shifts_in_s = max(current_ends_s - MINUTE_S, 0.0)
-    return shifts_in_s + max(MINUTE_S - room * MINUTE_S / current, 0.0)
+    return max(previous_ends_s - _left_s(previous, at_most=room - current), 0.0)
+
+
+def _left_s(count: int, *, at_most: int) -> float:
+    """Return how much of a window is left when its ``count`` weighs that little, to Redis' millisecond."""
+    return (at_most + 1) * MINUTE_S / count - 0.001
 
 
 def retry_after_s(seconds: float) -> int:
