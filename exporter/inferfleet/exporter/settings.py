@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from inferfleet.schemas.job import PoolName
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.settings import Seconds, ServiceSettings
 
 
@@ -24,7 +25,7 @@ class ExporterSettings(ServiceSettings):
     pools: Annotated[tuple[PoolName, ...], NoDecode] = ()
     """Pools to report even while they have no live worker; separated by commas in the environment."""
     http_host: str = "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
-    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9101
+    http_port: Annotated[int, Field(ge=0, le=65_535), NUMBER] = 9101
     sample_interval_s: Seconds = 5.0
     """How often to sample. RabbitMQ updates its statistics every 5 s, so more often shows nothing new."""
 

@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.limits import MOST
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.problems import describe
 from inferfleet.schemas.shares import LEAST_WEIGHT, MOST_WEIGHT
 
@@ -41,7 +42,7 @@ _NOBODY: Final = hashlib.sha256(b"").hexdigest()
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$")]
 """Lower-case letters, digits, dots, underscores and dashes; 1 to 63 characters."""
 
-Limit = Annotated[int, Field(ge=1, le=MOST)]
+Limit = Annotated[int, Field(ge=1, le=MOST), NUMBER]
 
 
 class _Model(BaseModel):
@@ -68,12 +69,12 @@ class ApiKey(_Model):
     tenant: TenantName
     secrets: Annotated[tuple[HashedSecret, ...], Field(min_length=1)]
     pools: tuple[PoolName, ...] | None = None
-    max_priority: Annotated[int, Field(ge=0, le=9)] = 9
+    max_priority: Annotated[int, Field(ge=0, le=9), NUMBER] = 9
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     guaranteed_tokens_per_minute: Limit | None = None
-    max_unfinished_jobs: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)] | None = None
+    max_unfinished_jobs: Annotated[int, Field(ge=1, le=100_000), NUMBER] | None = None
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT), NUMBER] | None = None
     created_at: AwareDatetime
 
     def opened_by(self, presented: str, *, now: datetime) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.prices import Prices
 from inferfleet.schemas.problems import MAX_QUOTED_CHARS, disagreement
 from inferfleet.schemas.run import DEFAULT_AGENT_QUEUE, RunLimits
@@ -22,11 +23,7 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_no_other_members(cls, given: Any) -> Any:
-        members = cast("Mapping[str, Any]", given if isinstance(given, Mapping) else {})
-        for name, value in members.items():
-            if isinstance(value, bool) and name in cls.model_fields:
-                # Pydantic takes it for a number.
-                raise disagreement(name, "must not be a boolean")
+        for name in cast("Mapping[str, Any]", given if isinstance(given, Mapping) else {}):
             if name not in cls.model_fields:
                 quoted = name[:MAX_QUOTED_CHARS]
                 raise disagreement(
@@ -55,7 +52,7 @@ class StartRun(_Request):
 
     input: str
     queue: PoolName = DEFAULT_AGENT_QUEUE
-    priority: Annotated[int, Field(ge=0, le=9)] | str | None = None
+    priority: Annotated[int, Field(ge=0, le=9), NUMBER] | str | None = None
     limits: AskedLimits | None = None
 
     @property
@@ -67,7 +64,7 @@ class StartRun(_Request):
 class ReplayRun(_Request):
     """Start a run with the order of another one, and what that had done before a call of its model."""
 
-    from_step: Annotated[int, Field(ge=1)] = 1
+    from_step: Annotated[int, Field(ge=1), NUMBER] = 1
 
 
 class ApproveCall(_Request):

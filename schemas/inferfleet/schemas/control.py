@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 
 from inferfleet.schemas.job import JobId
 from inferfleet.schemas.limits import LONGEST_S
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.wire_model import WireModel
 
 
@@ -64,9 +65,9 @@ class SwapModel(WireModel):
     model: Annotated[str, Field(min_length=1)]
     engine_args: dict[str, Any] | None = None
     strategy: SwapStrategy = SwapStrategy.SIDE_BY_SIDE
-    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] | None = None
+    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S), NUMBER] | None = None
     probe_hash: str | None = None
-    max_perplexity: Annotated[float, Field(gt=0)] | None = None
+    max_perplexity: Annotated[float, Field(gt=0), NUMBER] | None = None
     allow_rename: bool = False
 
 

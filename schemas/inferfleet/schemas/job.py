@@ -10,6 +10,7 @@ import uuid_utils
 from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.passages import Passage, Retrieve
 from inferfleet.schemas.trace import TraceParent, TraceState
 from inferfleet.schemas.wire_model import GivenModel
@@ -21,7 +22,10 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$")]
 """Lower-case letters, digits, dots, underscores and dashes; 1 to 63 characters."""
 
-JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+JOB_ID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+"""The ids of jobs and of runs, as a regular expression."""
+
+JobId = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 """A UUID in its canonical lower-case form. Our clients make UUIDv7, which sort by time of submission."""
 
 Moment = Annotated[
@@ -131,7 +135,7 @@ class Job(GivenModel):
     after: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=MAX_PREDECESSORS)] | None = None
     expires_at: Moment | None = None
     on_late: OnLate = OnLate.ACCEPT
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=86_400), NUMBER] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT

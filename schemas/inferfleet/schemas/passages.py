@@ -10,6 +10,7 @@ from pydantic import Field
 
 from inferfleet.schemas.conditions import Where
 from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.wire_model import GivenModel, WireModel
 
 MAX_QUESTION_CHARS: Final = 8000
@@ -37,8 +38,8 @@ class Retrieve(GivenModel):
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUESTION_CHARS)] | None = None
     k: Annotated[int, Field(ge=1, le=100, strict=True)] = 4
     where: Where = Field(default_factory=dict)
-    min_score: Annotated[float, Field(ge=-1, le=1)] = -1.0
-    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    min_score: Annotated[float, Field(ge=-1, le=1), NUMBER] = -1.0
+    timeout_s: Annotated[float, Field(gt=0, le=3600), NUMBER] = 30.0
 
 
 class Citation(WireModel):

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationEr
 from inferfleet.schemas.conditions import Bounds, Condition, Metadata, Where
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.passages import IndexName
 from inferfleet.schemas.problems import describe, disagreement
 from inferfleet.schemas.wire_model import GivenModel, WireModel
@@ -41,8 +42,8 @@ class IndexOptions(GivenModel):
     """
 
     pool: PoolName
-    chunk_chars: Annotated[int, Field(ge=50, le=8000)] = CHUNK_CHARS
-    overlap_chars: Annotated[int, Field(ge=0, le=4000)] = 100
+    chunk_chars: Annotated[int, Field(ge=50, le=8000), NUMBER] = CHUNK_CHARS
+    overlap_chars: Annotated[int, Field(ge=0, le=4000), NUMBER] = 100
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> IndexOptions:

@@ -11,10 +11,11 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from inferfleet.schemas.ended_counts import EndedCounts
 from inferfleet.schemas.job import Job, PoolName
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.result import Count
 from inferfleet.schemas.wire_model import WireModel
 
-Weight = Annotated[float, Field(ge=0, le=100)]
+Weight = Annotated[float, Field(ge=0, le=100), NUMBER]
 """A share of jobs, in percent."""
 
 _PLACES: Final = 2**64
@@ -102,23 +103,23 @@ class Rollout(WireModel):
     pool: PoolName
     to: PoolName
     steps: Annotated[tuple[Weight, ...], Field(min_length=1)]
-    interval_s: Annotated[float, Field(gt=0)]
-    max_error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    max_ttft_ratio: Annotated[float, Field(ge=1)] = 1.2
-    max_wait_ratio: Annotated[float, Field(ge=1)] = 2.0
+    interval_s: Annotated[float, Field(gt=0), NUMBER]
+    max_error_rate: Annotated[float, Field(gt=0, lt=0.5), NUMBER] = 0.01
+    max_ttft_ratio: Annotated[float, Field(ge=1), NUMBER] = 1.2
+    max_wait_ratio: Annotated[float, Field(ge=1), NUMBER] = 2.0
     phase: RolloutPhase = RolloutPhase.RUNNING
     step: Count = 0
     started_at: AwareDatetime
     since: AwareDatetime
     stable_before: EndedCounts = EndedCounts()
     canary_before: EndedCounts = EndedCounts()
-    base_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    base_error_rate: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.0
     reason: str | None = None
     told: bool = False
     allow_rename: bool = True
-    worker_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    worker_timeout_s: Annotated[float, Field(gt=0), NUMBER] = 600.0
     unserved_since: AwareDatetime | None = None
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    stall_timeout_s: Annotated[float, Field(gt=0), NUMBER] = 300.0
     stalled_since: AwareDatetime | None = None
     work_done: Count = 0
 

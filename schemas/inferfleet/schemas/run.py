@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, field_serializer, model_validator
 
 from inferfleet.schemas.job import DEFAULT_TENANT, JobId, PoolName
 from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.prices import Amount, Prices
 from inferfleet.schemas.problems import disagreement
 from inferfleet.schemas.trace import TraceParent
@@ -85,10 +86,10 @@ class RunLimits(GivenModel):
     counts. If an agent has prices, those of whoever starts its run do not count.
     """
 
-    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 30
-    max_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 24 * 3600.0
-    max_repeats: Annotated[int, Field(ge=1, le=1000)] = 3
+    max_steps: Annotated[int, Field(ge=1, le=10_000), NUMBER] = 30
+    max_tokens: Annotated[int, Field(ge=1, le=MOST), NUMBER] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S), NUMBER] = 24 * 3600.0
+    max_repeats: Annotated[int, Field(ge=1, le=1000), NUMBER] = 3
     max_cost: Annotated[Amount, Field(gt=0, le=10**9, decimal_places=6)] | None = None
     prices: Prices | None = None
 
@@ -116,7 +117,7 @@ class RunReplay(WireModel):
     """Which run is replayed, and from which call of its model on: 1 is the first one."""
 
     run_id: JobId
-    from_step: Annotated[int, Field(ge=1)]
+    from_step: Annotated[int, Field(ge=1), NUMBER]
 
 
 class RunOrder(WireModel):
@@ -127,11 +128,11 @@ class RunOrder(WireModel):
     queue: PoolName = DEFAULT_AGENT_QUEUE
     input: str
     tenant: str = DEFAULT_TENANT
-    priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    priority: Annotated[int, Field(ge=0, le=9), NUMBER] | None = None
     """The priority of its jobs; without it, that of the agent."""
     limits: RunLimits | None = None
     """They lower those of the agent. Members that were not set are the agent's."""
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, NUMBER] | None = None
     max_cost: Amount | None = None
     deadline_ms: int | None = None
     """What its parent has left of its own limits."""

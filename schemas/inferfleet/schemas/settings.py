@@ -24,6 +24,7 @@ from inferfleet.schemas.job import DEFAULT_POOL, PoolName, Priority
 from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.schemas.near_match import near_match
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.schemas.problems import sentence
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,9 @@ _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
 )
 
-Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
-WholeSeconds = Annotated[int, Field(ge=1, le=LONGEST_S)]
-Bytes = Annotated[int, Field(ge=1, le=MOST)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S), NUMBER]
+WholeSeconds = Annotated[int, Field(ge=1, le=LONGEST_S), NUMBER]
+Bytes = Annotated[int, Field(ge=1, le=MOST), NUMBER]
 
 
 class QueueType(StrEnum):
@@ -110,7 +111,7 @@ class ServiceSettings(BaseSettings):
     connect_timeout_s: Seconds = 10.0
     publish_timeout_s: Seconds = 30.0
     queue_type: QueueType = QueueType.CLASSIC
-    queue_max_length: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    queue_max_length: Annotated[int, Field(ge=1, le=MOST), NUMBER] | None = None
     result_ttl_s: WholeSeconds = 24 * 3600
     queued_ttl_s: WholeSeconds = 7 * 24 * 3600
     session_ttl_s: WholeSeconds = 30 * 60
@@ -119,19 +120,19 @@ class ServiceSettings(BaseSettings):
     keep_requests: bool = True
     """Whether Redis keeps the request of each unfinished job. Without it, a job whose message RabbitMQ has
     lost cannot be published again."""
-    preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
+    preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS), NUMBER] = Priority.URGENT
     """Jobs of at least this priority preempt running jobs below it; no job has the priority 10. Whoever
     publishes such a job announces it to the pool's workers."""
     fair_shares: bool = False
     """Whether tenants share each pool by what they have been served lately."""
-    warm_prompt_chars: Annotated[int, Field(ge=0, le=MOST)] = 0
+    warm_prompt_chars: Annotated[int, Field(ge=0, le=MOST), NUMBER] = 0
     """From how many characters on the common beginning of two prompts counts: a job without a session waits
     for the worker that has it in the prefix cache, as a session's next turn does. With 0 it does not wait."""
     allow_eviction: bool = False
-    redis_wait_replicas: Annotated[int, Field(ge=0, le=100)] = 0
+    redis_wait_replicas: Annotated[int, Field(ge=0, le=100), NUMBER] = 0
     """On how many replicas of Redis a job's record must be before ``submit`` publishes it, and a job's end
     before its client is told and its message is acked."""
-    redis_wait_timeout_ms: Annotated[int, Field(ge=1, le=4000)] = 1000
+    redis_wait_timeout_ms: Annotated[int, Field(ge=1, le=4000), NUMBER] = 1000
     """How long one ``WAIT`` for the replicas may take: nothing else that a process sends runs meanwhile."""
 
     @field_validator("amqp_url")
@@ -159,7 +160,7 @@ class ProducerSettings(ServiceSettings):
         default_factory=lambda: f"client-{uuid_utils.uuid7()}"
     )
     max_body_bytes: Bytes = 1024 * 1024
-    patience_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    patience_s: Annotated[float, Field(ge=0, le=LONGEST_S), NUMBER] = 0.0
     state_check_interval_s: Seconds = 15.0
     """How often a waiting client reads the job's record, in case the reply line was lost with a worker."""
 
@@ -187,22 +188,22 @@ class WorkerSettings(ServiceSettings):
     engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     adapters_dir: str = ""
     """A folder with LoRA adapters, which jobs name as their model."""
-    max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
-    look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
-    preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 1.0
-    preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    oldest_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    max_running: Annotated[int, Field(ge=1, le=60_000), NUMBER] = 64
+    look_ahead: Annotated[int, Field(ge=0, le=5_000), NUMBER] = 8
+    preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S), NUMBER] = 1.0
+    preempt_limit: Annotated[int, Field(ge=0, le=100), NUMBER] = 3
+    oldest_share: Annotated[float, Field(ge=0, le=0.5), NUMBER] = 0.05
     """The share of a worker's starts that goes to the job that has waited longest, whatever its priority."""
-    warm_wait_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    warm_wait_s: Annotated[float, Field(ge=0, le=LONGEST_S), NUMBER] = 0.0
     """How long a session's next turn waits for the worker that has its history in the prefix cache, before
     any other worker may take it. With 0 it does not wait."""
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
-    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
-    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
+    http_port: Annotated[int, Field(ge=0, le=65_535), NUMBER] = 9100
+    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S), NUMBER] = 30.0
     journal_flush_streamed_s: Seconds = 0.05
     journal_flush_s: Seconds = 1.0
     heartbeat_interval_s: Seconds = 2.0
-    lease_s: Annotated[float, Field(ge=1, le=LONGEST_S)] = 15.0
+    lease_s: Annotated[float, Field(ge=1, le=LONGEST_S), NUMBER] = 15.0
     sweep_interval_s: Seconds = 30.0
     """About how long it takes until a job that has lost its message is published again."""
     retry_base_s: Seconds = 1.0

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from inferfleet.schemas.numbers import NUMBER
 from inferfleet.worker.engines.engine_args import read_engine_args
 
-Seconds = Annotated[float, Field(ge=0)]
-Tokens = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0), NUMBER]
+Tokens = Annotated[int, Field(ge=1), NUMBER]
 
 
 class SimulatedParameters(BaseModel):
@@ -31,7 +32,7 @@ class SimulatedParameters(BaseModel):
     load_s: Seconds = 0.0
     """Time from start to ready. It depends more on disks and caches than on the model, so set your own."""
 
-    prefill_tokens_per_s: Annotated[float, Field(gt=0)] = 30_000.0
+    prefill_tokens_per_s: Annotated[float, Field(gt=0), NUMBER] = 30_000.0
     """Prompt tokens computed per second: 989e12 x 0.5 / (2 x 8.03e9)."""
 
     decode_step_base_s: Seconds = 0.0062
@@ -49,16 +50,16 @@ class SimulatedParameters(BaseModel):
     max_num_batched_tokens: Tokens = 8192
     """The most prompt tokens computed in one step. vLLM's default for a server on an H100."""
 
-    max_model_len: Annotated[int, Field(ge=2)] = 32_768
+    max_model_len: Annotated[int, Field(ge=2), NUMBER] = 32_768
     """The most tokens of prompt and answer together."""
 
-    speed: Annotated[float, Field(ge=0)] = 1.0
+    speed: Annotated[float, Field(ge=0), NUMBER] = 1.0
     """Modelled seconds per real second: 10 is ten times as fast. 0 turns all waiting off."""
 
-    embedding_dimensions: Annotated[int, Field(ge=1, le=65_536)] = 384
+    embedding_dimensions: Annotated[int, Field(ge=1, le=65_536), NUMBER] = 384
     """Length of an embedding vector."""
 
-    weights: Annotated[int, Field(ge=-1)] = 0
+    weights: Annotated[int, Field(ge=-1), NUMBER] = 0
     """The weights that it pretends to have: another number gives other text, and another model identity. With
     -1 they are lost: every token of an answer is the same."""
 
