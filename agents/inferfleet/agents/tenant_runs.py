@@ -11,9 +11,10 @@ from uuid import UUID
 
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.schemas.errors import InvalidJobError, RunNotFoundError
+from inferfleet.schemas.job import JOB_ID
 from inferfleet.schemas.run import RunRecord, RunState, RunSummary, Step
 
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_ID: Final = re.compile(JOB_ID)
 
 READ_AT_ONCE: Final = 100
 MOST_LOOKED_AT: Final = 2000

@@ -47,7 +47,7 @@ from inferfleet.schemas.errors import (
     PartialSubmitError,
     WaitTimeoutError,
 )
-from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.job import JOB_ID, Job, JobState
 from inferfleet.schemas.problems import MAX_QUOTED_CHARS
 from inferfleet.schemas.result import JobRecord
 
@@ -58,7 +58,7 @@ CONDITIONS: Final = (
     *("limit", "after"),
 )
 
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_ID: Final = re.compile(JOB_ID)
 _MEMBER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]

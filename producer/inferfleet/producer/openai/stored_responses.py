@@ -13,14 +13,14 @@ from inferfleet.producer.openai.response_items import messages_of
 from inferfleet.producer.openai.response_requests import RESPONSE_PREFIX, ResponseRecord
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
-from inferfleet.schemas.job import JobState
+from inferfleet.schemas.job import JOB_ID, JobState
 from inferfleet.schemas.result import JobRecord
 from inferfleet.schemas.session import kept_answer
 
 MOST_PREVIOUS: Final = 1000
 """How many responses one may continue."""
 
-_ID: Final = re.compile(RESPONSE_PREFIX + r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII)
+_ID: Final = re.compile(f"{RESPONSE_PREFIX}({JOB_ID})")
 
 
 class StoredResponses:
