@@ -35,6 +35,9 @@ from inferfleet.wire.rabbitmq.topology import declare_pool
 NACK_PATIENCE_S = 5.0
 """How long a nacked job is published again, even without patience: about the time to elect a new leader."""
 
+NACK_PAUSE_S = 1.0
+"""The longest pause between two tries to publish a nacked job."""
+
 FULL_AFTER_NACKS = 3
 """A queue that holds jobs and nacks this many in a row counts as full, even if it is below our own limit."""
 
@@ -216,7 +219,7 @@ class Publisher:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NackedError),
-                wait=wait_random_exponential(multiplier=0.05, max=1.0),
+                wait=wait_random_exponential(multiplier=0.05, max=NACK_PAUSE_S),
                 stop=stop_after_delay(max(NACK_PATIENCE_S, self._settings.patience_s)),
                 reraise=True,
             ):
