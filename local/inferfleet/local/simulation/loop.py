@@ -227,6 +227,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Hold a source back until so much time has passed; with ``FOR_NOW``, until no other can proceed."""
         self._held[source] = max(self._held.get(source, 0.0), self.now + seconds)
 
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._held)
+
     def release(self) -> None:
         """Hold nothing back any more."""
         self._held.clear()

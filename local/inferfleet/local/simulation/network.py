@@ -225,6 +225,11 @@ class Network:
         """Refuse new connections for a while."""
         self._refused_until[client, server] = self._loop.now + seconds
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether connections are accepted on all links."""
+        return all(until <= self._loop.now for until in self._refused_until.values())
+
     def heal(self) -> None:
         """Accept connections on all links again."""
         self._refused_until.clear()

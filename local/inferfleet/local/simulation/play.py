@@ -29,9 +29,12 @@ REST_S = 60.0
 """How long a message may be left behind by what has ended: the second one of a job waits for a lease."""
 
 
+SOON_S = 5.0
+"""How long a job may take in a world that is whole, before the workers sweep as often as they do by default."""
+
 LEAP_S = 4.0
 """How far apart the moments are at which anybody runs while all wait for a sweep: less than a time limit of
-Redis, and than a lease. A sweep takes minutes, in which idle processes look at their clocks all the time."""
+Redis, and than a lease. Meanwhile idle processes would look at their clocks all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,9 @@ async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.T
     world.follow(plan, first=first)
     tasks = {name: world.run_in(name, script) for name, script in scripts.items()}
     await world.in_time(lambda: _over(world, tasks), FAULTS_S)
-    # What was accepted is under way; let the plan go on until it has ended, or the time is over.
-    await world.in_time(lambda: _ended(world), max(0.0, until - world.loop.now))
+    # What was accepted is under way; let the plan go on until it has ended, or nothing is left to heal, or the
+    # time is over.
+    await world.in_time(lambda: _ended(world) or world.is_whole(), max(0.0, until - world.loop.now))
     return tasks
 
 
@@ -119,8 +123,11 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]], *, sweep_s: 
     for name, task in tasks.items():
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             problems.append(("raw_error", name, repr(error)))
-    if sweep_s and not await world.in_time(lambda: _ended(world), REST_S):
-        world.loop.leap_s = LEAP_S
+    waits = sweep_s and not await world.in_time(lambda: _ended(world), SOON_S)
+    if waits:
+        world.change_sweeps()
+        if not await world.in_time(lambda: _ended(world), REST_S):
+            world.loop.leap_s = LEAP_S
     # Without anybody's help, unless Redis has lost the job itself.
     if not await world.in_time(lambda: _ended(world), within_s):
         problems += [
@@ -129,6 +136,8 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]], *, sweep_s: 
             if not _has_ended(world, job_id) and not (world.history.lost and _is_unknown(world, job_id))
         ]
     world.loop.leap_s = 0.0
+    if waits:
+        world.change_sweeps()
     if problems:
         # Whoever waits for what never comes does so for many steps.
         return

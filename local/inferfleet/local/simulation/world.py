@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import cycle
 from math import inf
 from typing import Any, assert_never
 
@@ -16,7 +17,7 @@ from inferfleet.local.embedded.connection import ClientConnection
 from inferfleet.local.embedded.queues import Message
 from inferfleet.local.embedded.virtual_host import PublishOutcome, VirtualHost
 from inferfleet.local.simulation.determinism import EPOCH_S, make_deterministic
-from inferfleet.local.simulation.loop import FOR_NOW, LIMIT, Actor, VirtualLoop
+from inferfleet.local.simulation.loop import ACTOR, FOR_NOW, LIMIT, Actor, VirtualLoop
 from inferfleet.local.simulation.network import Network
 from inferfleet.local.simulation.plan import Event, Kind, Plan
 from inferfleet.local.simulation.resp import RedisClient, RedisServer
@@ -26,8 +27,10 @@ from inferfleet.schemas import Job, JournalEntry, Result
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.names import JOBS_EXCHANGE, dead_queue, job_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.worker import assembly
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.ports import Completion, Generation
+from inferfleet.worker.sweep import REPORTS_PER_INTERVAL, Sweep
 from inferfleet.worker.worker import Worker
 
 POOL = "default"
@@ -43,6 +46,9 @@ PATIENCE_S = {"p1": 0.0, "p2": 15.0, "p3": 60.0}
 SWEEP_INTERVAL_S = 1600.0
 """No worker publishes a job again before a quarter of this has passed. A schedule in which no service loses
 anything is over before, so the sweep does not hide it if the product loses a message by itself."""
+
+HURRIED_SWEEP_INTERVAL_S = WorkerSettings.model_fields["sweep_interval_s"].default
+"""How often workers sweep while all wait for it: as they do by default."""
 
 SNAPSHOT_S = 0.5
 """How far apart the states are that Redis may fall back to."""
@@ -103,6 +109,7 @@ class World:
     def __init__(self) -> None:
         self.loop = VirtualLoop()
         make_deterministic(self.loop.time)
+        setattr(assembly, "Sweep", self._sweep)  # noqa: B010 - the world has to hurry each
         self.network = Network(self.loop)
         self.loop.connect = self.network.connect
         self.redis = RedisServer(Store(lambda: int((EPOCH_S + self.loop.now) * 1e6)))
@@ -113,6 +120,7 @@ class World:
         self.actors = {"redis": Actor("redis"), "broker": Actor("broker")}
         self.fleets: dict[str, Fleet] = {}
         self.workers: dict[str, Worker] = {}
+        self._sweeps: dict[str, _Sweep] = {}
         self._tasks: list[asyncio.Task[Any]] = []
         self._ready: set[str] = set()
         self._restarts = 0
@@ -194,6 +202,10 @@ class World:
         self.history.runs.append(run)
         return run
 
+    def _sweep(self, **parts: Any) -> Sweep:
+        sweep = self._sweeps[ACTOR.get().name] = _Sweep(**parts)
+        return sweep
+
     async def _work(self, name: str, settings: WorkerSettings, engine: SimulatedEngine) -> None:
         worker = Worker(settings=settings, engine=engine, on_warm=lambda: self._ready.add(name))
         self.workers[name] = worker
@@ -240,6 +252,22 @@ class World:
         for name in WORKERS:
             if not self.actors[name].alive:
                 self.start_worker(name)
+
+    def change_sweeps(self) -> None:
+        """Let the workers sweep often, or seldom again."""
+        for name, sweep in self._sweeps.items():
+            if self.actors[name].alive:
+                sweep.change()
+
+    def is_whole(self) -> bool:
+        """Whether the plan has nothing left, and nothing is wrong that ``heal`` would mend."""
+        return (
+            self.loop.next_event == inf
+            and not self.loop.holds
+            and self.network.is_whole
+            and self.broker.full_until <= self.loop.now
+            and all(self.actors[name].alive for name in WORKERS)
+        )
 
     def apply(self, event: Event) -> None:
         """Let an event come about at once."""
@@ -411,6 +439,24 @@ class _Broker(VirtualHost):
         if message.exchange == JOBS_EXCHANGE and self.full_until > self._now():
             return PublishOutcome(routed=1, accepted=False)
         return super().publish(message)
+
+
+class _Sweep(Sweep):
+    """The sweep of a worker, which may be hurried."""
+
+    _until: asyncio.Timeout
+
+    async def run(self) -> None:
+        """Sweep seldom, then often, and so on, until cancelled."""
+        for pause_s in cycle((self._pause_s, HURRIED_SWEEP_INTERVAL_S / REPORTS_PER_INTERVAL)):
+            self._pause_s = pause_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as self._until:
+                    await super().run()
+
+    def change(self) -> None:
+        """Sweep often, or seldom again."""
+        self._until.reschedule(0.0)
 
 
 class _Engine(SimulatedEngine):
