@@ -355,11 +355,15 @@ class CommandPipeline:
 
     async def _watch(self, connection: PipelinedConnection) -> None:
         """Wait until the conversation ends. End it when Redis has owed a reply for too long."""
-        pause_s = None if connection.timeout_s is None else connection.timeout_s / 4
-        while not (await asyncio.wait([connection.ended], timeout=pause_s))[0]:
-            waits_s = time.monotonic() - self._heard_at
-            if self._unanswered and connection.timeout_s is not None and waits_s > connection.timeout_s:
-                raise RedisTimeoutError(f"no answer for {connection.timeout_s:g} s")
+        timeout_s, rest_s = connection.timeout_s, connection.timeout_s
+        while not (await asyncio.wait([connection.ended], timeout=rest_s))[0]:
+            assert timeout_s is not None  # noqa: S101 - otherwise this waits for the end
+            # A command that is written meanwhile has at least as long.
+            rest_s = self._heard_at + timeout_s - time.monotonic() if self._unanswered else timeout_s
+            if rest_s < 0:
+                raise RedisTimeoutError(f"no answer for {timeout_s:g} s")
+            # The clock may not have moved when a timer fires.
+            rest_s = max(rest_s, timeout_s / 1000)
         raise connection.ended.result()
 
     def _take_back(self) -> None:
