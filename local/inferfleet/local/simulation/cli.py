@@ -31,6 +31,10 @@ from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
 
+PROGRESS_S = 60.0
+"""How often a run says how far it is."""
+
+
 def command(
     *,
     minutes: Annotated[float, typer.Option(help="Minutes for all scenarios together.")] = 1.0,
@@ -38,6 +42,9 @@ def command(
     schedules: Annotated[
         int | None, typer.Option(help="Maximum number of schedules per scenario or mutation.")
     ] = None,
+    first: Annotated[
+        int, typer.Option(min=0, help="Number of the first random schedule: go on where another run ended.")
+    ] = 0,
     scenario: Annotated[list[str] | None, typer.Option(help="Play only this scenario; repeatable.")] = None,
     losses: Annotated[bool, typer.Option("--losses", help="Also let Redis lose data.")] = False,
     depth: Annotated[
@@ -78,6 +85,7 @@ def command(
                         seed=seed,
                         seconds=minutes * 60 / len(names),
                         schedules=schedules,
+                        first=first,
                         faults={**FAULTS, **(LOSSES if losses else {})},
                         depth=depth,
                         stop_after=stop_after,
@@ -106,6 +114,7 @@ def _explored(
     seed: int,
     seconds: float,
     schedules: int | None,
+    first: int,
     faults: Mapping[Kind, int],
     depth: int,
     stop_after: int,
@@ -121,12 +130,17 @@ def _explored(
             for plan in depth_first(ready, Plan(name, variant), faults=EACH_FAULT, depth=depth)
         )
     else:
-        plans = at_random(name, undisturbed(ready, name), seed=seed, faults=faults)
+        plans = at_random(name, undisturbed(ready, name), seed=seed, first=first, faults=faults)
 
     def in_time(plans: Iterator[Plan]) -> Iterator[Plan]:
+        told = time.perf_counter()
         for plan in plans:
-            if time.perf_counter() > deadline or len(kinds) >= stop_after:
+            now = time.perf_counter()
+            if now > deadline or len(kinds) >= stop_after:
                 return
+            if now > told + PROGRESS_S and not quiet:
+                told = now
+                _say(f"{name}: {_counted(tally)}, from {first} on")
             yield plan
 
     # Which step is which is known of a fresh world only.
@@ -138,16 +152,20 @@ def _explored(
                 _say(f"{name}: {played.schedule} {played.findings[0]}")
     shortest = [shortened(ready, played) for played in kinds.values()]
     if not quiet:
-        rate = tally.schedules / max(tally.seconds, 0.001)
-        _say(
-            f"{name}: {tally.schedules} schedules ({len(tally.different)} different), {tally.steps} steps, "
-            f"{rate:.0f} a second, {len(shortest)} kinds of findings"
-        )
+        _say(f"{name}: {_counted(tally)}, {len(shortest)} kinds of findings")
         for played in shortest:
             _say(f"  {played.schedule}")
             for finding in played.findings:
                 _say(f"    {finding}")
     return shortest
+
+
+def _counted(tally: Tally) -> str:
+    rate = tally.schedules / max(tally.seconds, 0.001)
+    return (
+        f"{tally.schedules} schedules ({len(tally.different)} different), {tally.steps} steps, "
+        f"{rate:.0f} a second"
+    )
 
 
 def _try_mutations(seed: int, at_once: int, *, within: int | None, quiet: bool) -> dict[str, int | None]:

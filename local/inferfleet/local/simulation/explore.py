@@ -37,10 +37,10 @@ def undisturbed(players: Players, scenario: str, variants: Iterable[int] = ()) -
 
 
 def at_random(
-    scenario: str, runs: Mapping[int, Undisturbed], *, seed: int, faults: Faults = FAULTS
+    scenario: str, runs: Mapping[int, Undisturbed], *, seed: int, first: int = 0, faults: Faults = FAULTS
 ) -> Iterator[Plan]:
     """Draw schedules for ever. Its number, the seed and the ``undisturbed`` runs say all of each."""
-    for number in count():
+    for number in count(first):
         yield draw(f"{seed}:{number}", scenario=scenario, undisturbed=runs, faults=faults)
 
 
