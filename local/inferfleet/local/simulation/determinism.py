@@ -44,7 +44,7 @@ WATCH_INTERVAL_S = 300.0
 
 
 NACK_PAUSE_S = 4.0
-"""How rarely producers publish a job again that a full queue has nacked, at last: each try costs 110 steps."""
+"""How rarely producers publish a job again that a full queue has nacked, at last: a try costs 110 steps."""
 
 
 class _SeededRandom(random.Random):

@@ -167,4 +167,10 @@ def _serve(mutation: str | None, asked_in: int, answers_out: int) -> None:
 
 def _answer(answers: Any, world: World, asked: _Asked) -> None:
     played = list(play_in_a_row(world, asked.plans))
-    _send(answers, (world.loop.trace or [])[: played[-1].steps] if asked.trace else played)
+    steps = (world.loop.trace or [])[: played[-1].steps]
+    _send(
+        answers,
+        [" ".join(map(str, (f"{at:.3f}", name, *what))) for at, name, what in steps]
+        if asked.trace
+        else played,
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from inferfleet.local.simulation.loop import Actor, VirtualLoop
+from inferfleet.local.simulation.loop import Actor, VirtualLoop, What
 
 
 class Flow:
@@ -27,10 +27,10 @@ class Flow:
         self.process: Actor
 
     @property
-    def what(self) -> str:
-        """Describe what arrives next."""
+    def what(self) -> What:
+        """The size and the checksum of what arrives next, or the end."""
         chunk = self.queue[0]
-        return f"{self.name} end" if chunk is None else f"{self.name} {len(chunk)} {zlib.crc32(chunk)}"
+        return ("end",) if chunk is None else (len(chunk), zlib.crc32(chunk))
 
     def step(self) -> None:
         """Let the next bytes arrive, or the end."""

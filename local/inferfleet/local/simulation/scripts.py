@@ -54,23 +54,24 @@ class Scripts:
     def _call(self, protected: bool, *words: Any) -> Any:
         try:
             command = [word if type(word) is bytes else _argument(word) for word in words]
-            return self._to_lua(self._command(command))
+            answer = self._command(command)
+            # Most are, and matching costs more.
+            return answer if type(answer) is bytes or type(answer) is int else self._to_lua(answer)
         except RedisError as error:
             if protected:
                 return self._table({b"err": str(error).encode()})
             raise
 
     def _to_lua(self, answer: Answer) -> Any:
-        # Most are, and matching costs more.
-        if type(answer) is bytes or type(answer) is int:
-            return answer
         match answer:
             case None:
                 return False
             case Status():
                 return self._table({b"ok": answer.encode()})
             case list():
-                return self._table([self._to_lua(part) for part in _parts(answer)])
+                return self._table(
+                    [part if type(part) is bytes else self._to_lua(part) for part in _parts(answer)]
+                )
             case _:
                 return answer
 

@@ -416,7 +416,7 @@ def _worker_settings() -> WorkerSettings:
         max_running=2,
         look_ahead=1,
         journal_flush_streamed_s=0.3,
-        heartbeat_interval_s=10.0,
+        heartbeat_interval_s=30.0,
         sweep_interval_s=SWEEP_INTERVAL_S,
         drain_timeout_s=1.0,
     )
