@@ -30,7 +30,6 @@ from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan, Undistu
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
-
 PROGRESS_S = 60.0
 """How often a run says how far it is."""
 

@@ -105,8 +105,8 @@ async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.T
     world.follow(plan, first=first)
     tasks = {name: world.run_in(name, script) for name, script in scripts.items()}
     await world.in_time(lambda: _over(world, tasks), FAULTS_S)
-    # What was accepted is under way; let the plan go on until it has ended, or the time is over. What a service
-    # has lost does not end by itself once the world is whole.
+    # What was accepted is under way; let the plan go on until it has ended, or the time is over. What a
+    # service has lost does not end by itself once the world is whole.
     await world.in_time(
         lambda: _ended(world) or (plan.loses and world.is_whole()), max(0.0, until - world.loop.now)
     )
