@@ -235,7 +235,7 @@ MUTATIONS: dict[str, Mutation] = {
             "if left ~= known_left then",
             "if false then",
             "session",
-            60,
+            100,
             *_either("cut=w-redis,late,20"),
         ),
         also=(
