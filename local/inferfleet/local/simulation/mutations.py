@@ -172,7 +172,7 @@ MUTATIONS: dict[str, Mutation] = {
         *_either("drain=w"),
     ),
     "turn_added_twice": _lua(
-        "session_append", "if s[3] == job then", "if false then", "session", 50, *_either("repeat=w-redis")
+        "session_append", "if s[3] == job then", "if false then", "session", 100, *_either("repeat=w-redis")
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
