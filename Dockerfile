@@ -20,8 +20,8 @@ ARG PRODUCER_BASE=python:3.13-slim
 ARG WEIGHTS=no-weights
 
 
-# --- producer: the command line, with what a client and the gateway need installed. All code is there, as in a
-# wheel, so that a command whose dependencies are not says what is missing.
+# --- producer: the command line, with what a client, the gateway and the exporter need installed. All code is there,
+# as in a wheel, so that a command whose dependencies are not says what is missing.
 
 FROM ${PRODUCER_BASE} AS producer-dependencies
 ARG PIP_INDEX_URL

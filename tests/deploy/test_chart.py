@@ -253,8 +253,18 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
     manifests = chart(yaml.safe_load(documented), tmp_path)
     names = [each["metadata"]["name"] for each in manifests.all("ScaledObject")]
     assert names == ["inferfleet-worker-chat", "inferfleet-worker-embed"]
-    images = {container["image"] for workload in manifests.workloads for container in containers(workload)}
-    assert images == set(re.findall(r"-t (registry\S+)", DOCS))
+    built = set(re.findall(r"-t (registry\S+)", DOCS))
+    assert {each["image"] for workload in manifests.workloads for each in containers(workload)} == built
+
+    all_parts = {part: {"enabled": True} for part in ("exporter", "gateway", "agents")}
+    manifests = chart(yaml.safe_load(documented) | all_parts, tmp_path)
+    assert {each["image"] for workload in manifests.workloads for each in containers(workload)} == built
+
+
+def test_the_exporter_may_have_an_image_of_its_own(tmp_path: Path) -> None:
+    values = {"exporter": {"enabled": True}, "images": {"exporter": "registry.example/exporter:1"}}
+    (exporter,) = containers(chart(values, tmp_path).one("Deployment", "inferfleet-exporter"))
+    assert exporter["image"] == "registry.example/exporter:1"
 
 
 def test_the_sidecar_of_the_docs_has_the_gpu_and_a_server_elsewhere_needs_none(tmp_path: Path) -> None:
@@ -427,7 +437,7 @@ def test_a_value_that_yaml_would_read_as_something_else_stays_a_string(text: str
 def test_its_version_is_that_of_the_images() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert about["version"] == about["appVersion"]
-    for image in VALUES["images"].values():
+    for image in filter(None, VALUES["images"].values()):
         assert image.partition(":")[2].split("-")[0] == about["appVersion"]
 
 

@@ -142,6 +142,11 @@ def test_the_producer_image_has_what_a_gateway_needs(producer: str) -> None:
     assert "INFERFLEET_HTTP_PORT" in docker("run", "--rm", producer, "gateway", "--help").stdout
 
 
+def test_the_producer_image_has_what_an_exporter_needs(producer: str) -> None:
+    assert "INFERFLEET_MANAGEMENT_URL" in docker("run", "--rm", producer, "exporter", "--help").stdout
+    docker("run", "--rm", "--entrypoint=python3", producer, "-c", "import inferfleet.exporter.server")
+
+
 @pytest.mark.parametrize("target", ["producer", "worker"])
 def test_an_image_runs_as_an_ordinary_user(target: str, request: pytest.FixtureRequest) -> None:
     image: str = request.getfixturevalue(target)

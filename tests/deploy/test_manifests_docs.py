@@ -26,6 +26,9 @@ from inferfleet.schemas.names import job_queues
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
+BUILT = set(re.findall(r"-t (registry\S+)", DOCS))
+"""The images that docs/deploy.md tells to build."""
+
 
 def test_every_overlay_is_explained() -> None:
     assert {name for name in OVERLAYS if f"`{name}`" not in DOCS} == set()
@@ -40,8 +43,20 @@ def test_every_file_that_it_names_is_there() -> None:
 def test_the_overlay_of_your_own_renders(mine: Callable[[str], Manifests]) -> None:
     own, _ = documented_overlay()
     images = {container["image"] for workload in mine(own).workloads for container in containers(workload)}
-    built = set(re.findall(r"-t (registry\S+)", DOCS))
-    assert images == built
+    assert images == BUILT
+
+
+@pytest.mark.parametrize("name", sorted(set(OVERLAYS) - {"dev"}))
+def test_an_overlay_of_your_own_on_any_of_ours_needs_no_other_image_than_those_that_were_built(
+    name: str, mine: Callable[[str], Manifests]
+) -> None:
+    own, _ = documented_overlay()
+    images = {
+        container["image"]
+        for workload in mine(own.replace("../scale-to-zero", f"../{name}")).ours
+        for container in containers(workload)
+    }
+    assert images == BUILT
 
 
 def test_what_it_says_to_add_for_your_cluster_takes_effect(own_overlay: Manifests) -> None:

@@ -139,8 +139,9 @@ def test_the_exporter_answers_where_it_is_asked() -> None:
     manifests = render("overlays/slo")
     exporter = manifests.one("Deployment", "inferfleet-exporter")
     (container,) = containers(exporter)
-    assert container["command"] == ["inferfleet", "exporter"]
-    assert container["image"].startswith("inferfleet-worker:"), "the producer's has no prometheus-client"
+    assert "command" not in container, "the image's entry point is the command line"
+    assert container["args"] == ["exporter"]
+    assert container["image"].startswith("inferfleet-producer:")
     assert container["ports"] == [{"name": "http", "containerPort": ExporterSettings().http_port}]
     assert container["livenessProbe"]["httpGet"] == {"path": EXPORTER_LIVE_PATH, "port": "http"}
     (endpoint,) = manifests.one("PodMonitor")["spec"]["podMetricsEndpoints"]
