@@ -148,6 +148,15 @@ async def test_a_virtual_host_that_does_not_exist_is_a_clear_error(
             await asyncio.wait_for(fleet.submit("hello"), PATIENCE_S)
 
 
+async def test_an_address_of_a_list_of_hosts_does_not_show_the_password_in_its_path(
+    connect: Connect, services: Services
+) -> None:
+    async with connect(amqp_url=f"{services.amqp_url}v,guest:{SECRET}@two:5672/") as fleet:
+        with pytest.raises(ServiceUnreachableError, match=r"vhost \*\*\* not found") as caught:
+            await asyncio.wait_for(fleet.submit("hello"), PATIENCE_S)
+        assert SECRET not in str(caught.value)
+
+
 async def test_a_patient_submit_waits_for_a_broker_that_comes_back(
     connect: Connect, services: Services, pool: str, fleet: Fleet
 ) -> None:

@@ -10,7 +10,7 @@ from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
 from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings, read_settings
-from inferfleet.wire.address import redacted, without_secrets
+from inferfleet.wire.address import redacted, without_path, without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.management import ManagementApi
 from inferfleet.wire.redis.connection import redis_client
@@ -64,6 +64,12 @@ def test_a_library_s_words_are_shown_without_the_url_s_passwords() -> None:
     words = f"p@ss and p%40ss, other and {url}: guest may not passp@ss"
     assert without_secrets(words, url) == "*** and ***, *** and ***: guest may not passp@ss"
     assert without_secrets("no URL: hunter2", "hunter2") == "no URL: ***"
+
+
+def test_a_service_s_words_are_shown_without_a_path_that_may_hold_a_password() -> None:
+    url = f"amqp://me:x@one/v,me:{SECRET}@two/%2Fw"
+    assert without_path(f"vhost v,me:{SECRET}@two//w not found", url) == "vhost *** not found"
+    assert without_path("vhost v not found", "amqp://me:v@one/v") == "vhost v not found"
 
 
 MALFORMED = [

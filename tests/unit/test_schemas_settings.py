@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.settings import (
     ProducerSettings,
@@ -86,6 +87,13 @@ def test_a_url_of_the_wrong_kind_is_refused_with_an_example(field: str, url: str
     with pytest.raises(ValidationError) as caught:
         ServiceSettings.model_validate({field: url})
     assert words in str(caught.value)
+
+
+def test_blanks_around_a_url_do_not_count_as_they_do_not_in_a_file() -> None:
+    settings = ServiceSettings(amqp_url=" amqp://host/v \n", redis_url="redis://host/1 \r\n")
+    assert (settings.amqp_url, settings.redis_url) == ("amqp://host/v", "redis://host/1")
+    exporter = ExporterSettings(management_url=" http://host:15672/ ")
+    assert exporter.management_url == "http://host:15672/"
 
 
 @pytest.mark.parametrize("settings", CLASSES)

@@ -34,6 +34,10 @@ def test_a_url_with_one_host_stays_as_it_is(url: str) -> None:
         ("amqp://me:{},one/", "host 1 of 2"),
         ("amqp://one:5672,{}:x/", "host 2 of 2"),
         ("amqp://me:{}@one:1,me:{}@two:2/", "more than once"),
+        ("amqp://me:{}@one:1/,amqp://me:{}@two:2/", "more than one URL"),
+        ("amqp://me:{}@one:1,amqp://me:{}@two:2", "more than one URL"),
+        ("amqp://me:x@{}#y/z@one:1/", "%23"),
+        ("amqp://me:{}#y@one:1/", "%23"),
     ],
 )
 def test_a_wrong_host_is_named_without_what_may_be_a_password(url: str, part: str) -> None:

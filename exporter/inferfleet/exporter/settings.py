@@ -39,6 +39,7 @@ class ExporterSettings(ServiceSettings):
     @field_validator("management_url")
     @classmethod
     def _http_scheme(cls, url: str | None) -> str | None:
+        url = (url or "").strip()
         if not url:
             return None
         if not url.startswith(("http://", "https://", "file:///")):

@@ -298,6 +298,7 @@ def _warn(problem: str) -> None:
 
 
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:
+    url = url.strip()
     # Not urlsplit: its errors may quote the password, and so may the text before a mere colon.
     found = re.match(r"([a-z][a-z0-9+.-]*):(?=/|\d+$)", url, re.IGNORECASE)
     scheme = found[1].lower() if found else ""

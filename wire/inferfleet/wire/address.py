@@ -27,6 +27,9 @@ _ONE_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(:(?P<port>\d{1,5})
 _PATH: Final = re.compile(r"[\w./%~+-]*", re.ASCII)
 _HIDDEN: Final = "***"
 
+QUOTING: Final = "a character like /, @ or # in a user, a password or a path is written as %2F, %40 or %23"
+"""What to do about most addresses that are none."""
+
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINTR})
 """Errors of the process or the machine, not of the file."""
 
@@ -70,12 +73,21 @@ def one_each(url: str, *, setting: str) -> list[str]:
     The hosts are separated by commas, as in ``amqp://user:password@one:5672,two:5672/``.
 
     Raises:
-        ConfigurationError: A host is invalid. The message quotes nothing that may be secret.
+        ConfigurationError: A host is invalid, or there are several URLs, or a ``#``. The message quotes
+            nothing that may be secret.
 
     """
     parts = _URL.fullmatch(url)
     if parts is None:
         return [url]
+    if "://" in url.partition("?")[0].partition("://")[2]:
+        raise ConfigurationError(
+            f"{setting} has more than one URL: write one, with the user, the password and the path once, and "
+            "commas between the hosts"
+        )
+    if "#" in parts["rest"]:
+        # What is in front of it may be the beginning of a password, and be taken for a host.
+        raise ConfigurationError(f"{setting} has a #, behind which nothing is read: {QUOTING}")
     userinfo, at, hosts = parts["authority"].rpartition("@")
     if _SEVERAL_LOGINS.search(userinfo):
         raise ConfigurationError(
@@ -130,6 +142,17 @@ def without_secrets(text: str, url: str) -> str:
     secrets |= {unquote(secret) for secret in secrets}
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+    return text
+
+
+def without_path(text: str, url: str) -> str:
+    """Remove the path of a URL from a service's message where ``redacted`` hides it, and it may be secret."""
+    parts = _URL.fullmatch(url)
+    path = "" if parts is None else parts["path"].removeprefix("/")
+    if "@" not in path:
+        return text
+    for shown in (unquote(path), path):
+        text = text.replace(shown, _HIDDEN)
     return text
 
 

@@ -22,7 +22,7 @@ from inferfleet.schemas.errors import (
     ServiceRefusedError,
     ServiceUnreachableError,
 )
-from inferfleet.wire.address import redacted, without_secrets
+from inferfleet.wire.address import QUOTING, redacted, without_path, without_secrets
 
 # StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
 # is just starting, or a load balancer with nothing behind it. RuntimeError is what it and aio-pika raise
@@ -65,7 +65,7 @@ def connection_errors(url: str) -> Generator[None]:
     except ValueError:
         # Not chained: the error may quote a part of the password.
         raise ConfigurationError(
-            "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
+            f"INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost; {QUOTING}"
         ) from None
     except Exception as error:
         if type(error) is not Exception:
@@ -100,6 +100,7 @@ class NotLetInError(BrokerUnreachableError):
 
 def not_let_in(url: str, reason: str) -> NotLetInError:
     """Say why the broker closed the connection before it was open."""
+    reason = without_path(reason, url)
     return NotLetInError(
         f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host ({reason}); check user, "
         "password and vhost in INFERFLEET_AMQP_URL, and the broker's permissions and limits for them"

@@ -20,7 +20,7 @@ from yarl import URL
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.problems import describe
-from inferfleet.wire.address import current_url, redacted, without_secrets
+from inferfleet.wire.address import QUOTING, current_url, redacted, without_secrets
 from inferfleet.wire.rabbitmq.management_answers import QueueAnswer, QueuesAnswer
 
 Answer = TypeVar("Answer", QueueAnswer, QueuesAnswer)
@@ -101,7 +101,7 @@ class ManagementApi:
             urlsplit(amqp_url)
         except ValueError:
             raise ConfigurationError(
-                "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
+                f"INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost; {QUOTING}"
             ) from None
         return _address(current_url(self._url)), amqp_url
 
@@ -166,6 +166,6 @@ def _address(url: str) -> str:
         usable = False
     if not usable:
         raise ConfigurationError(
-            "INFERFLEET_MANAGEMENT_URL is not an address like http://user:password@host:15672"
+            f"INFERFLEET_MANAGEMENT_URL is not an address like http://user:password@host:15672; {QUOTING}"
         )
     return url

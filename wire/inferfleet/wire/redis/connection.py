@@ -29,7 +29,7 @@ from tenacity import (
 )
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.address import current_url, is_file, redacted, without_secrets
+from inferfleet.wire.address import QUOTING, current_url, is_file, redacted, without_secrets
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.access import Access, check_access
@@ -93,7 +93,7 @@ def redis_client(url: str, *, connections: int = 8, socket_timeout_s: float = SO
     except ValueError:
         # Not chained: the error may quote a part of the password.
         raise ConfigurationError(
-            "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
+            f"INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0; {QUOTING}"
         ) from None
     tell_ends(pool)
     check_connection(pool)

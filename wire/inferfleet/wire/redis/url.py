@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.wire.address import QUOTING
 
 _OPTIONS: Final = ("db", "username", "password", "client_name")
 
@@ -44,7 +45,7 @@ def connection_options(address: str) -> dict[str, Any]:
         _check_place(parts)
     except ValueError:
         # Not chained: the error may quote a part of the password.
-        raise _wrong("is not an address like redis://:password@host:6379/0") from None
+        raise _wrong(f"is not an address like redis://:password@host:6379/0; {QUOTING}") from None
     _check_options(parts)
     if parts.scheme == "unix":
         return {}
@@ -81,7 +82,7 @@ def _check_place(parts: SplitResult) -> None:
 def _check_database(name: str) -> None:
     if not (name.isascii() and name.isdecimal()):
         # Behind a slash may be the rest of an unquoted password.
-        shown = "what is no number" if "@" in name else f"{name!r}, which is not a number"
+        shown = f"what is no number; {QUOTING}" if "@" in name else f"{name!r}, which is not a number"
         raise _wrong(f"names the database {shown}")
 
 
