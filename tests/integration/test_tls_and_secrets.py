@@ -147,6 +147,23 @@ async def test_a_server_of_an_unknown_authority_is_refused(secured: Secured, tmp
             pass
 
 
+@pytest.mark.parametrize("hosts", ["localhost:{}", "localhost:{},127.0.0.1:{}"])
+async def test_a_certificate_that_cannot_be_used_is_named(
+    secured: Secured, tmp_path: Path, hosts: str
+) -> None:
+    empty = tmp_path / "ca.crt"
+    empty.touch()
+    address = f"amqps://{USER}:{PASSWORD}@{hosts.format(secured.amqp_port, secured.amqp_port)}/"
+    for query in (
+        f"cafile={tmp_path}/missing.crt",
+        f"cafile={empty}",
+        f"cafile={secured.files.ca}&certfile={secured.files.ca}",
+    ):
+        with pytest.raises(ServiceUnreachableError, match=f"certificates that .*{query.split('=')[-1]}"):
+            async with open_amqp(f"{address}?{query}", timeout_s=PATIENCE_S, name="test"):
+                pass
+
+
 async def test_urls_are_read_from_files(secured: Secured, tmp_path: Path) -> None:
     amqp, redis = tmp_path / "amqp-url", tmp_path / "redis-url"
     amqp.write_text(secured.amqp_url + "\n")

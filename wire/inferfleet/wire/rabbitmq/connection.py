@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -17,7 +18,15 @@ from yarl import URL
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.wire.address import current_url, one_each, redacted
-from inferfleet.wire.rabbitmq.errors import NotLetInError, connection_errors, no_answer, not_let_in, words
+from inferfleet.wire.rabbitmq.errors import (
+    NotLetInError,
+    UnusableCertificatesError,
+    connection_errors,
+    no_answer,
+    not_let_in,
+    unusable_certificates,
+    words,
+)
 from inferfleet.wire.rabbitmq.frames import CONNECTION_FORCED
 from inferfleet.wire.rabbitmq.stream import FrameStream
 
@@ -117,7 +126,7 @@ async def _connected(url: str, *, timeout_s: float, name: str) -> Connection:
             with connection_errors(url):
                 return await _connected_to(host, address, url=url, timeout_s=share_s, name=name)
         except ServiceUnreachableError as error:
-            if len(places) == 1:
+            if len(places) == 1 or isinstance(error, UnusableCertificatesError):
                 raise
             place = address if host.port is None else f"{address}:{host.port}"
             failures.append(f"{place}: {words(error.__cause__ or error, url)}")
@@ -165,6 +174,8 @@ async def _connected_to(host: URL, address: str, *, url: str, timeout_s: float, 
     except BaseException as error:
         # The connection may be open nevertheless: aio-pika forgets one that is cancelled while it is opened.
         connection.stream.abort()
+        if isinstance(error, OSError) and (problem := await asyncio.to_thread(_certificates_problem, host)):
+            raise unusable_certificates(url, problem) from error
         if not isinstance(error, AMQPError) or connection.stream.closed_with is None:
             raise
         # aiormq does not pass on the reason, and reports some reasons as an invalid frame.
@@ -175,6 +186,22 @@ async def _connected_to(host: URL, address: str, *, url: str, timeout_s: float, 
             ) from error
         raise not_let_in(url, reason) from error
     return connection
+
+
+def _certificates_problem(host: URL) -> str | None:
+    """Say what is wrong with the files that a URL names. aiormq's own error names none of them."""
+    if host.scheme != "amqps":
+        return None
+    files = {
+        name: host.query[name] for name in ("cafile", "capath", "certfile", "keyfile") if name in host.query
+    }
+    try:
+        context = ssl.create_default_context(cafile=files.get("cafile"), capath=files.get("capath"))
+        if certificate := files.get("certfile"):
+            context.load_cert_chain(certificate, files.get("keyfile"))
+    except OSError as error:
+        return f"{', '.join(f'{name}={path}' for name, path in files.items())}: {error}"
+    return None
 
 
 def _checked(address: URL) -> URL:

@@ -86,6 +86,18 @@ class BrokerUnreachableError(ServiceUnreachableError):
     """It is RabbitMQ that is unreachable."""
 
 
+class UnusableCertificatesError(BrokerUnreachableError):
+    """The files for TLS cannot be read now. Another host needs the same."""
+
+
+def unusable_certificates(url: str, problem: str) -> UnusableCertificatesError:
+    """Say which files for TLS cannot be used."""
+    return UnusableCertificatesError(
+        f"RabbitMQ at {redacted(url)} is not asked, because the certificates that INFERFLEET_AMQP_URL names "
+        f"cannot be used: {problem}"
+    )
+
+
 def no_answer(url: str, reason: str) -> BrokerUnreachableError:
     """Say why no broker at the URL answers."""
     return BrokerUnreachableError(
