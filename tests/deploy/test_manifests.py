@@ -111,6 +111,9 @@ def test_a_slow_load_is_waited_for(manifests: Manifests) -> None:
         startup = containers(worker)[0]["startupProbe"]
         patience_s = startup["periodSeconds"] * startup["failureThreshold"]
         assert patience_s >= LONG_LOAD_S
+        assert startup["timeoutSeconds"] <= startup["periodSeconds"], (
+            "probes that are not answered take no longer"
+        )
         if worker["kind"] == "Deployment":
             assert worker["spec"]["progressDeadlineSeconds"] > patience_s
 

@@ -40,6 +40,14 @@ def test_our_containers_run_as_the_images_user_and_write_nowhere_but_in_volumes(
         assert all(each["securityContext"]["readOnlyRootFilesystem"] for each in containers(workload))
 
 
+def test_no_probe_takes_a_process_that_is_busy_for_a_second_for_one_that_is_ill(manifests: Manifests) -> None:
+    """Kubernetes' own limit is one second; a pod that is not ready is the first that is deleted."""
+    for workload in manifests.ours:
+        for container in containers(workload):
+            for name in {"startupProbe", "readinessProbe", "livenessProbe"} & container.keys():
+                assert container[name].get("timeoutSeconds", 1) >= 5, (container["name"], name)
+
+
 def test_images_are_pinned_to_this_version(manifests: Manifests) -> None:
     for workload in manifests.workloads:
         for container in containers(workload):
