@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+import yaml
 from tests.deploy.conftest import (
     COMPONENTS,
     DOCS,
@@ -13,10 +14,12 @@ from tests.deploy.conftest import (
     OVERLAYS,
     ROOT,
     Manifests,
+    chosen_by,
     containers,
     documented_overlay,
     found_in,
     pod,
+    render,
     selects,
 )
 
@@ -86,6 +89,18 @@ def test_what_it_says_to_add_for_your_cluster_takes_effect(own_overlay: Manifest
 def test_it_installs_the_keda_that_it_was_written_from() -> None:
     (read,) = re.findall(r"sources of KEDA ([\d.]+\d)", DOCS)
     assert re.findall(r"kedacore/keda --version (\S+)", DOCS) == [read]
+
+
+def test_the_network_policy_of_your_own_lets_every_pod_out_to_the_collector_of_the_page_on_traces() -> None:
+    (documented,) = re.findall(r"```yaml\n(apiVersion: networking.+?)```", DOCS, re.DOTALL)
+    policy = yaml.safe_load(documented)
+    manifests = render("overlays/agents")
+    assert policy["metadata"]["namespace"] == manifests.one("NetworkPolicy")["metadata"]["namespace"]
+    assert chosen_by(policy["spec"]["podSelector"]["matchLabels"], manifests) == manifests.ours
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    page = (ROOT / "docs/how-to/trace-jobs.md").read_text()
+    (port,) = re.findall(r"OTEL_EXPORTER_OTLP_ENDPOINT=http://\w+:(\d+)", page)
+    assert policy["spec"]["egress"] == [{"ports": [{"port": int(port), "protocol": "TCP"}]}]
 
 
 def test_every_heading_that_it_links_to_is_there() -> None:
