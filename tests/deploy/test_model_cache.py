@@ -76,6 +76,25 @@ def test_the_revision_is_the_one_that_the_engine_will_load(hub: Path, cache: Pat
     assert "downloading owner/model abc123" in other.stdout
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"INFERFLEET_MODEL": ""}, "INFERFLEET_MODEL names no model"),
+        ({"INFERFLEET_ENGINE_ARGS": "{'revision': 1}"}, "INFERFLEET_ENGINE_ARGS is not JSON ("),
+        ({"INFERFLEET_ENGINE_ARGS": "[1]"}, "INFERFLEET_ENGINE_ARGS must be a JSON object, not [1]"),
+        ({"HF_HOME": "/dev/null"}, "cannot make /dev/null/compiled (Not a directory): the volume has to let"),
+    ],
+    ids=["no model", "no JSON", "no object", "no folder"],
+)
+def test_a_wrong_setting_or_volume_is_named_in_one_line(
+    hub: Path, cache: Path, variables: dict[str, str], said: str
+) -> None:
+    refused = warm(hub, cache, **variables)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(said)
+    assert refused.stderr.count("\n") == 1
+
+
 def test_a_model_that_is_a_folder_needs_only_be_there(hub: Path, cache: Path) -> None:
     assert warm(hub, cache, INFERFLEET_MODEL=str(cache), HUB_DOWN="1").returncode == 0
     missing = warm(hub, cache, INFERFLEET_MODEL=str(cache / "none"))

@@ -15,10 +15,15 @@ def main() -> None:
 
     Also make the folder for what vLLM compiles.
     """
+    model = os.environ.get("INFERFLEET_MODEL") or sys.exit("INFERFLEET_MODEL names no model")
+    revision = engine_arguments().get("revision") or "main"
     # Made here, because the kubelet would make it for root alone.
-    (Path(os.environ["HF_HOME"]) / "compiled").mkdir(exist_ok=True)
-    model = os.environ["INFERFLEET_MODEL"]
-    revision = json.loads(os.environ.get("INFERFLEET_ENGINE_ARGS") or "{}").get("revision") or "main"
+    compiled = Path(os.environ["HF_HOME"]) / "compiled"
+    try:
+        compiled.mkdir(exist_ok=True)
+    except OSError as error:
+        writer = f"the user {os.getuid()} or the group {os.getgid()}"
+        sys.exit(f"cannot make {compiled} ({error.strerror}): the volume has to let {writer} write")
     if model.startswith("/"):
         if not Path(model).is_dir():
             sys.exit(f"the model {model} is a folder that is not there")
@@ -35,6 +40,17 @@ def main() -> None:
     complete.parent.mkdir(exist_ok=True)
     complete.touch()
     sys.stdout.write(f"{model} is complete\n")
+
+
+def engine_arguments() -> dict[str, object]:
+    """Return the engine's arguments as the worker will read them."""
+    try:
+        arguments = json.loads(os.environ.get("INFERFLEET_ENGINE_ARGS") or "{}")
+    except ValueError as error:
+        sys.exit(f"INFERFLEET_ENGINE_ARGS is not JSON ({error})")
+    if not isinstance(arguments, dict):
+        sys.exit(f"INFERFLEET_ENGINE_ARGS must be a JSON object, not {json.dumps(arguments)}")
+    return arguments
 
 
 if __name__ == "__main__":
