@@ -308,6 +308,19 @@ async def test_a_replica_is_told_apart_from_a_redis_that_is_away(
     assert "READONLY" in worker.log
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "advice"),
+    [("sentinel", "main/0", "no Sentinel.*26379"), ("cluster", "", "single server")],
+)
+async def test_a_single_redis_whose_url_says_otherwise_is_told_as_such(
+    own_redis: RedisProcess, connect: Connect, kind: str, path: str, advice: str
+) -> None:
+    url = f"redis+{kind}://{urlsplit(own_redis.url).netloc}/{path}"
+    with pytest.raises(ServiceRefusedError, match=f"{advice}.*redis://host:6379/0"):
+        async with connect(redis_url=url):
+            pass
+
+
 async def test_too_many_clients_are_told_as_such(
     own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect
 ) -> None:

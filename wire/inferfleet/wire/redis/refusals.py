@@ -71,6 +71,17 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], tuple[str, ...], str], ...] = 
     ((), ("MISCONF ",), "it cannot save its data to disk; its log says why"),
     ((), ("NOREPLICAS ",), "it has fewer replicas than it must write to"),
     ((), ("max number of clients reached",), "raise its maxclients, or close other clients"),
+    (
+        (),
+        ("unknown command 'SENTINEL'",),
+        "it is no Sentinel: name the Sentinels in INFERFLEET_REDIS_URL, whose usual port is 26379, or write "
+        "redis://host:6379/0 for a single server",
+    ),
+    (
+        (),
+        ("cluster support disabled",),
+        "it is a single server: write INFERFLEET_REDIS_URL as redis://host:6379/0",
+    ),
     ((), ("unknown command", "Unknown Redis command"), "the command is disabled there, or Redis is too old"),
     ((), ("DB index is out of range",), "check the number of the database in INFERFLEET_REDIS_URL"),
 )
