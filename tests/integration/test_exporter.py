@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -362,7 +363,9 @@ async def test_the_command_serves_without_any_service_and_ends_on_sigterm() -> N
             lines: list[str] = []
             while not lines or "serving metrics on port" not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
-        port = int(lines[-1].partition("on port ")[2].partition(" ")[0])
+        told = [json.loads(line) for line in lines]
+        assert all(line["time"] and line["logger"] for line in told)
+        port = int(told[-1]["message"].partition("on port ")[2].partition(" ")[0])
         async with aiohttp.ClientSession() as http:
             metrics = Metrics(http, port)
             seen = await metrics.until(lambda seen: ("exporter_up", "redis") in seen)
@@ -378,6 +381,7 @@ async def test_the_command_serves_without_any_service_and_ends_on_sigterm() -> N
     assert process.returncode == 0
     assert "secret" not in "".join(lines) + rest
     assert "Traceback" not in rest
+    assert "WARNING" in {json.loads(line)["level"] for line in rest.splitlines()}
 
 
 async def test_a_port_that_is_taken_is_wrong_use() -> None:

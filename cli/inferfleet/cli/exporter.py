@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Annotated
 
 import typer
 
 from inferfleet.exporter.server import run_exporter
 from inferfleet.exporter.settings import ExporterSettings
-from inferfleet.schemas.settings import read_settings
-from inferfleet.worker.log import Text, lines_to_stderr
+from inferfleet.schemas.settings import LogFormat, read_settings
+from inferfleet.worker.log import logging_to_stderr
 
 
 def command(
@@ -28,9 +29,17 @@ def command(
 
     Set INFERFLEET_MANAGEMENT_URL to RabbitMQ's HTTP API to get the oldest job's age and the backlog.
     """
-    settings = read_settings(ExporterSettings, http_port=http_port, pools=pools)
-    with lines_to_stderr(Text("%(asctime)s %(levelname)-7s %(message)s")) as log:
-        logging.basicConfig(level=logging.INFO, handlers=[log], force=True)
+    remarks: list[str] = []
+    settings = read_settings(
+        ExporterSettings,
+        remarks.append,
+        http_port=http_port,
+        pools=pools,
+        log_format=LogFormat.CONSOLE if sys.stderr.isatty() else None,
+    )
+    with logging_to_stderr(settings):
+        for remark in remarks:
+            logging.getLogger(__name__).warning("%s", remark)
         for name in ("aio_pika", "aiormq", "aiormq.connection"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if settings.management_url is None:

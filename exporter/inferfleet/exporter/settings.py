@@ -9,7 +9,7 @@ from pydantic_settings import NoDecode
 
 from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.numbers import NUMBER
-from inferfleet.schemas.settings import Seconds, ServiceSettings
+from inferfleet.schemas.settings import LogFormat, Seconds, ServiceSettings
 
 
 class ExporterSettings(ServiceSettings):
@@ -28,6 +28,8 @@ class ExporterSettings(ServiceSettings):
     http_port: Annotated[int, Field(ge=0, le=65_535), NUMBER] = 9101
     sample_interval_s: Seconds = 5.0
     """How often to sample. RabbitMQ updates its statistics every 5 s, so more often shows nothing new."""
+    log_format: LogFormat = LogFormat.JSON
+    log_level: str = "INFO"
 
     @field_validator("pools", mode="before")
     @classmethod
