@@ -79,7 +79,7 @@ def test_the_component_adds_rules_and_dashboards_to_an_overlay(tmp_path: Path) -
     overlay = tmp_path / "keda/overlays/mine"
     overlay.mkdir()
     (overlay / "kustomization.yaml").write_text(
-        "namespace: inferfleet\nresources: [../../base]\ncomponents: [../../../observability]\n"
+        "resources: [../../base]\ncomponents: [../../../observability]\n"
     )
 
     manifests = render(overlay)
@@ -88,3 +88,5 @@ def test_the_component_adds_rules_and_dashboards_to_an_overlay(tmp_path: Path) -
     dashboards = manifests.one("ConfigMap", "inferfleet-dashboards")
     assert dashboards["data"].keys() == {path.name for path in DASHBOARDS}
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    namespaces = {each["metadata"].get("namespace") for each in manifests if each["kind"] != "Namespace"}
+    assert namespaces == {"inferfleet"}, "kubectl would put what names none into that of its context"
