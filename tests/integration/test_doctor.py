@@ -325,6 +325,19 @@ async def test_without_the_extra_for_rabbitmqs_api_the_other_checks_are_made(
     assert await doctor.checks("http://127.0.0.1:1") == {Check.MANAGEMENT, Check.NO_WORKER}
 
 
+async def test_that_rabbitmqs_api_is_away_is_found_once_for_all_pools(
+    doctor: Doctor, fleet: Fleet, pool: str, producer_settings: Callable[..., ProducerSettings]
+) -> None:
+    names = [pool, f"{pool}-other", f"{pool}-third"]
+    for name in names:
+        await fleet.declare_pool(name)
+    await fleet.submit("hello", pool=pool)
+    findings = diagnose(producer_settings(), pools=names, management_url="http://127.0.0.1:1")
+    async with aclosing(findings):
+        found = [finding.check async for finding in findings]
+    assert sorted(found) == sorted([Check.NO_WORKER, Check.MANAGEMENT])
+
+
 async def test_a_service_goes_away_between_two_checks(
     doctor: Doctor, fleet: Fleet, services: Services, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

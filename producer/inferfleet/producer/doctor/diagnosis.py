@@ -138,6 +138,8 @@ async def _fleet(
         return None if found is None else found.ready
 
     known = Pools(pipeline=pipeline, listing=listing, waiting=waiting)
+    # What is wrong with RabbitMQ's HTTP API is so for all pools, and may take a timeout to find.
+    unchecked: list[Finding] = []
 
     async def look(name: str) -> AsyncGenerator[Finding]:
         try:
@@ -163,9 +165,12 @@ async def _fleet(
             async with aclosing(queue_findings(connection, pool, settings)) as findings:
                 async for finding in findings:
                     yield finding
-        if management_url is not None:
+        if management_url is not None and not unchecked:
             async for finding in _policies(settings, pool, management_url):
-                yield finding
+                if finding.check is Check.MANAGEMENT:
+                    unchecked.append(finding)
+                else:
+                    yield finding
         async with aclosing(JobChecks(pipeline, lanes, pool, depth=depth).findings(settings)) as findings:
             async for finding in findings:
                 yield finding
@@ -184,6 +189,8 @@ async def _fleet(
         for finding in [finding async for finding in look(name)]:
             if finding.check not in PASSING or (finding.check, finding.subject) in seen:
                 yield finding
+    for finding in unchecked:
+        yield finding
 
 
 async def _policies(
