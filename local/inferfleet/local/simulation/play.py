@@ -129,7 +129,7 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]], *, sweep_s: 
             problems.append(("raw_error", name, repr(error)))
     waits = sweep_s and not await world.in_time(lambda: _ended(world), SOON_S)
     if waits:
-        world.change_sweeps()
+        world.hurry_sweeps(True)
         if not await world.in_time(lambda: _ended(world), REST_S):
             world.loop.leap_s = LEAP_S
     # Without anybody's help, unless Redis has lost the job itself.
@@ -141,7 +141,7 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]], *, sweep_s: 
         ]
     world.loop.leap_s = 0.0
     if waits:
-        world.change_sweeps()
+        world.hurry_sweeps(False)
     if problems:
         # Whoever waits for what never comes does so for many steps.
         return

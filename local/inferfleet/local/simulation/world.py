@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import cycle
 from math import inf
 from typing import Any, assert_never
 
@@ -253,11 +252,11 @@ class World:
             if not self.actors[name].alive:
                 self.start_worker(name)
 
-    def change_sweeps(self) -> None:
+    def hurry_sweeps(self, hurried: bool) -> None:
         """Let the workers sweep often, or seldom again."""
         for name, sweep in self._sweeps.items():
             if self.actors[name].alive:
-                sweep.change()
+                sweep.hurry(hurried)
 
     def is_whole(self) -> bool:
         """Whether the plan has nothing left, and nothing is wrong that ``heal`` would mend."""
@@ -444,19 +443,27 @@ class _Broker(VirtualHost):
 class _Sweep(Sweep):
     """The sweep of a worker, which may be hurried."""
 
-    _until: asyncio.Timeout
+    _hurried = False
+    _until: asyncio.Timeout | None = None
 
     async def run(self) -> None:
-        """Sweep seldom, then often, and so on, until cancelled."""
-        for pause_s in cycle((self._pause_s, HURRIED_SWEEP_INTERVAL_S / REPORTS_PER_INTERVAL)):
-            self._pause_s = pause_s
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None) as self._until:
-                    await super().run()
+        """Sweep seldom, or often while hurried, until cancelled."""
+        seldom_s = self._pause_s
+        try:
+            while True:
+                self._pause_s = HURRIED_SWEEP_INTERVAL_S / REPORTS_PER_INTERVAL if self._hurried else seldom_s
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None) as self._until:
+                        await super().run()
+        finally:
+            self._until = None
 
-    def change(self) -> None:
+    def hurry(self, hurried: bool) -> None:
         """Sweep often, or seldom again."""
-        self._until.reschedule(0.0)
+        if hurried != self._hurried:
+            self._hurried = hurried
+            if self._until is not None and not self._until.expired():
+                self._until.reschedule(0.0)
 
 
 class _Engine(SimulatedEngine):
