@@ -106,6 +106,54 @@ async def test_a_forked_process_may_end_as_any_other_does(run: RunProgram) -> No
     assert printed.splitlines() == ["child 7", "parent queued"]
 
 
+INTERRUPTED = """
+    import os, signal, sys, threading, time
+    from inferfleet.producer import SyncFleet
+
+    class Interruption(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interruption
+
+    signal.signal(signal.SIGUSR1, interrupt)
+
+    def interrupt_once_blocked():
+        main, reader = threading.main_thread().ident, fleet.original.fleet._reader
+        while sys._current_frames()[main].f_code.co_name != "wait" or not reader._heeded:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+async def test_a_signal_ends_a_blocking_call_and_what_the_call_did_in_the_background(run: RunProgram) -> None:
+    """Ctrl-C in a stream, or the soft time limit of a task queue. The client stays usable."""
+    printed = await run(
+        INTERRUPTED
+        + """
+    with SyncFleet.connect() as fleet:
+        job = fleet.submit("hi", pool=POOL)
+        for call in (
+            lambda: fleet.wait(job), lambda: list(fleet.stream(job)),
+            lambda: list(fleet.text_stream(job)), lambda: list(fleet.as_completed([job])),
+        ):
+            threading.Thread(target=interrupt_once_blocked).start()
+            try:
+                call()
+            except Interruption:
+                print(fleet.get(job).state, fleet.original.fleet._reader._heeded)
+        signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        threading.Thread(target=interrupt_once_blocked).start()
+        try:
+            for line in fleet.stream(job):
+                pass
+        except KeyboardInterrupt:
+            print("Ctrl-C")
+    """
+    )
+    assert printed.splitlines() == ["queued False"] * 4 + ["Ctrl-C"]
+
+
 async def test_a_forked_process_connects_for_itself(run: RunProgram) -> None:
     printed = await run(
         FORKED

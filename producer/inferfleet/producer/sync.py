@@ -254,11 +254,25 @@ class SyncFleet:
         check_process(self._pid)
         if self._closed:
             raise closed()
+        over = threading.Event()
+
+        async def call() -> T:
+            try:
+                return await function()
+            finally:
+                over.set()
+
+        running: Future[T] | None = None
         try:
-            return self._portal.call(function)
-        except RuntimeError as error:
-            # Another thread has closed the client meanwhile.
-            if self._closed:
+            running = self._portal.start_task_soon(call)
+            return running.result()
+        except BaseException as error:
+            if running is not None and not running.done():
+                # A signal has interrupted this thread: the call must not go on without its caller.
+                running.cancel()
+                over.wait()
+            elif isinstance(error, RuntimeError) and self._closed:
+                # Another thread has closed the client meanwhile.
                 raise closed() from error
             raise
 
