@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer.job_making import JobOptions, check_pool, make_job
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.errors import InvalidJobError
 
@@ -115,3 +115,37 @@ def test_a_prompt_with_the_text_of_a_job_says_after_which_job() -> None:
 def test_what_to_retrieve_has_to_be_possible(work: Any, options: Any, problem: str) -> None:
     with pytest.raises(InvalidJobError, match=problem):
         make_job(work, options, max_body_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "delay_s", [pytest.param(10**400, id="huge"), -1, float("nan"), float("inf"), "5", True]
+)
+def test_a_delay_is_a_number_of_seconds(delay_s: Any) -> None:
+    with pytest.raises(InvalidJobError, match=r"^delay_s: .* is not a number of seconds from 0 to 2592000"):
+        made("hello", delay_s=delay_s)
+
+
+def test_predecessors_are_any_iterable_but_a_single_one() -> None:
+    job, other = Job(body=BODY), Job(body=BODY)
+    assert made("hello", after=(it for it in [job, other.id])).after == (job.id, other.id)
+    for single, name in ((job, "a Job"), (job.id, "a string")):
+        with pytest.raises(InvalidJobError, match=f"^after: must be a list, not {name}"):
+            made("hello", after=single)
+
+
+@pytest.mark.parametrize("work", [None, 5, b"hello", ["hello"]])
+def test_work_of_another_type_is_what_the_error_is_about(work: Any) -> None:
+    for options in ({}, {"max_tokens": 5}):
+        with pytest.raises(InvalidJobError, match="body: must be an object, not "):
+            made(work, **options)
+
+
+@pytest.mark.parametrize("name", ["id", "pool", "session_id", "tenant", "idempotency_key"])
+def test_half_a_surrogate_pair_is_named_in_every_text(name: str) -> None:
+    with pytest.raises(InvalidJobError, match=f"^{name}: has half a surrogate pair, which no UTF-8 text"):
+        made("hello", **{name: "\ud800"})
+
+
+def test_a_pool_of_bytes_is_no_name() -> None:
+    with pytest.raises(InvalidJobError, match="pool: must be a string, not a bytes"):
+        check_pool(b"default")  # type: ignore[arg-type]

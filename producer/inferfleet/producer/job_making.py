@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -27,8 +28,11 @@ from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.passages import Retrieve, passages_problem
 from inferfleet.schemas.predecessors import after_problem, prompt_problem
+from inferfleet.schemas.problems import kind
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
+
+T = TypeVar("T")
 
 _JSON: Final = ("body", "state_patch", "metadata")
 
@@ -109,6 +113,9 @@ def make_job(
         raise TypeError(f"a job has no option {spelt}")
     fields: dict[str, Any] = {} if now is None else {"submitted_at": now}
     of_prompt: dict[str, Any] = {name: value for name, value in options.items() if name in PROMPT_OPTIONS}
+    if of_prompt and not isinstance(work, str | Mapping | Job):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # For callers without a type checker.
+        raise InvalidJobError(f"body: must be an object, not {kind(work)}")
     if of_prompt and not isinstance(work, str):
         raise InvalidJobError(
             f"{', '.join(of_prompt)}: only for a prompt; a whole body or job has its own, so set it there"
@@ -123,9 +130,11 @@ def make_job(
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
     if (delay_s := fields.pop("delay_s", None)) is not None:
         fields["not_before"] = _after(delay_s, fields.get("not_before"), now)
-    if isinstance(after := fields.get("after"), Sequence) and not isinstance(after, str):
+    if isinstance(after := fields.get("after"), Job):
+        raise InvalidJobError("after: must be a list, not a Job; put it into a list")
+    if isinstance(after, Iterable) and not isinstance(after, str | bytes | Mapping):
         fields["after"] = (
-            tuple(it.id if isinstance(it, Job) else it for it in cast("Sequence[object]", after)) or None
+            tuple(it.id if isinstance(it, Job) else it for it in cast("Iterable[object]", after)) or None
         )
     if isinstance(retrieve := fields.get("retrieve"), Mapping):
         _check_names(cast("Mapping[str, Any]", retrieve))
@@ -186,11 +195,11 @@ def _after(delay_s: object, not_before: object, now: datetime | None) -> datetim
     if not_before is not None:
         raise InvalidJobError("delay_s: is another way to say not_before; give one of them")
     number = isinstance(delay_s, int | float) and not isinstance(delay_s, bool)
-    seconds = float(cast("float", delay_s)) if number else -1.0
+    seconds = cast("float", delay_s) if number else -1.0
     if not 0 <= seconds <= MAX_DELAY.total_seconds():
         raise InvalidJobError(
-            f"delay_s: {delay_s!r} is not a number of seconds from 0 to {MAX_DELAY.total_seconds():.0f}, "
-            f"which are {MAX_DELAY.days} days"
+            f"delay_s: {reprlib.repr(delay_s)} is not a number of seconds from 0 to "
+            f"{MAX_DELAY.total_seconds():.0f}, which are {MAX_DELAY.days} days"
         )
     return (now or datetime.now(UTC)) + timedelta(seconds=seconds)  # noqa: TID251 - only for jobs made offline
 
@@ -232,8 +241,23 @@ def read_priority(text: str) -> int:
     raise InvalidJobError(f"priority: {text!r} is neither a number from 0 to 9 nor one of {names}")
 
 
+def several(items: Iterable[T], *, name: str) -> Iterable[T]:
+    """Return the items of a list. Raise ``InvalidJobError`` if it is a single item.
+
+    Python would take each character of a text, and each member of a body, for an item.
+    """
+    single = isinstance(items, str | bytes | Job)
+    if single or (name == "work" and isinstance(items, Mapping)):
+        given = kind(cast("object", items))
+        raise InvalidJobError(f"{name}: must be a list, not {given}; put it into a list")
+    return items
+
+
 def check_pool(pool: str) -> None:
     """Raise ``InvalidJobError`` if no pool may have this name."""
+    if isinstance(pool, bytes):
+        # Pydantic would take it for a string.
+        raise InvalidJobError(f"pool: must be a string, not {kind(pool)}")
     try:
         Job(pool=pool, body={})
     except ValidationError as error:

@@ -230,6 +230,8 @@ def sentence(problem: ErrorDetails, *, quoting: bool = False) -> str:
             return f"{value!r} is not {wanted}" if quoting and short else f"must be {wanted}"
         case "ip_any_network":
             return f"{_given(problem, quoting=quoting)} is not a network, such as 10.1.0.0/16"
+        case "string_unicode":
+            return "has half a surrogate pair, which no UTF-8 text can have; decode it with its own encoding"
         case "json_invalid":
             return f"is not JSON ({limits['error']})"
         case other if other == WRONG_SHAPE:
