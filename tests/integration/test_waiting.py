@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis.asyncio as aioredis
@@ -22,9 +25,10 @@ from tests.integration.conftest import (
     until_running,
 )
 
+from inferfleet.agents import AgentRuns
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
-from inferfleet.producer import Fleet, SyncFleet
+from inferfleet.producer import Fleet, JobFilter, SyncFleet
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.errors import (
     InvalidJobError,
@@ -346,3 +350,80 @@ async def test_a_client_of_whom_nobody_waits_says_nothing_of_waiting_jobs_withou
             with pytest.raises(ServiceUnreachableError):
                 await fleet.get(job)
         assert "waiting jobs" not in caplog.text
+
+
+# What callers without a type checker pass
+
+
+@pytest.mark.parametrize("limit", [math.nan, "5", timedelta(seconds=5), True])
+async def test_a_wait_for_something_that_is_no_number_of_seconds_is_refused_at_once(
+    fleet: Fleet, pool: str, limit: Any
+) -> None:
+    """A timer at a time that is no number would keep all timers of the event loop from ringing."""
+    job = await fleet.submit("hello", pool=pool)
+    for waiting in (
+        fleet.wait(job, timeout_s=limit),
+        fleet.wait_many([job], timeout_s=limit),
+        anext(fleet.as_completed([job], timeout_s=limit)),
+        fleet.drain("w-1", timeout_s=limit),
+        AgentRuns(fleet).result("r-1", timeout_s=limit),
+    ):
+        with pytest.raises(InvalidJobError, match="timeout_s: must be a number of seconds, or None"):
+            await waiting
+    with pytest.raises(InvalidJobError, match="wait_timeout_s: must be a number of seconds"):
+        await fleet.run("hello", pool=pool, wait_timeout_s=limit)
+    assert [record.id async for record in fleet.list_jobs(JobFilter(pool=pool))] == [job.id]
+
+
+async def test_a_wait_may_be_without_a_limit_or_with_one_that_is_past(fleet: Fleet, pool: str) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    for past in (0, -1, -math.inf):
+        with pytest.raises(WaitTimeoutError):
+            await fleet.wait(job, timeout_s=past)
+    for long in (math.inf, 10**400, None):
+        waiting = asyncio.create_task(fleet.wait(job, timeout_s=long))
+        assert not (await asyncio.wait([waiting], timeout=0.01))[0]
+        waiting.cancel()
+
+
+async def test_what_is_no_job_is_named_by_its_type_and_never_quoted(fleet: Fleet, pool: str) -> None:
+    job = await fleet.submit("a secret", pool=pool)
+    record = await fleet.get(UUID(job.id))  # type: ignore[arg-type]
+    no_job: Any
+    calls = (fleet.get, fleet.wait, fleet.cancel, fleet.position, fleet.timeline, fleet.tenant_of)
+    for no_job, name in ((None, "null"), (record, "a JobRecord"), ([job], "a list"), (b"x", "a bytes")):
+        for call in calls:
+            with pytest.raises(InvalidJobError, match=f"^job: must be a Job or the id of one, not {name}$"):
+                await call(no_job)
+        for several in (fleet.wait_many, fleet.get_many):
+            with pytest.raises(InvalidJobError, match=f"^job: must be .*, not {name}$"):
+                await several([no_job])
+
+
+async def test_one_job_or_one_prompt_is_no_list(fleet: Fleet, settings: ProducerSettings, pool: str) -> None:
+    """Each character would be a prompt, or the id of a job."""
+    job = await fleet.submit("hello", pool=pool)
+    one: Any
+    for one, name in ((job.id, "a string"), (job, "a Job")):
+        for call in (fleet.wait_many, fleet.get_many):
+            with pytest.raises(
+                InvalidJobError, match=f"^jobs: must be a list, not {name}; put it into a list"
+            ):
+                await call(one)
+        with pytest.raises(InvalidJobError, match="jobs: must be a list"):
+            await anext(fleet.as_completed(one))
+    for one in ("hello", b"hello", job, chat("hello")):
+        with pytest.raises(InvalidJobError, match="work: must be a list, not "):
+            await fleet.submit_many(one, pool=pool)
+
+    def blocking() -> None:
+        with SyncFleet.connect(settings) as client:
+            with pytest.raises(InvalidJobError, match="jobs: must be a list"):
+                client.get_many(job.id)
+            with pytest.raises(InvalidJobError, match="jobs: must be a list"):
+                next(client.as_completed(job.id))
+            with pytest.raises(InvalidJobError, match="work: must be a list"):
+                client.submit_many("hello", pool=pool)
+
+    await asyncio.to_thread(blocking)
+    assert [record.id async for record in fleet.list_jobs(JobFilter(pool=pool))] == [job.id]

@@ -27,6 +27,7 @@ from inferfleet.schemas.errors import (
     WaitTimeoutError,
 )
 from inferfleet.schemas.job import DEFAULT_TENANT, Priority, new_job_id
+from inferfleet.schemas.limits import wait_limit
 from inferfleet.schemas.names import run_queue
 from inferfleet.schemas.problems import describe
 from inferfleet.schemas.run import (
@@ -262,17 +263,16 @@ class AgentRuns:
             WaitTimeoutError: It did not end within ``timeout_s``.
 
         """
+        limit_s = wait_limit(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit_s):
                 for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
                     record = await self.get(run_id)
                     if record.result is not None:
                         return record.result
                     await asyncio.sleep(pause_s)
         except TimeoutError as error:
-            raise WaitTimeoutError(
-                f"run {run_id} did not end within {timeout_s:g} s; it continues"
-            ) from error
+            raise WaitTimeoutError(f"run {run_id} did not end within {limit_s:g} s; it continues") from error
         raise AssertionError("there is always another pause")
 
     async def cancel(self, run_id: str) -> RunState:

@@ -10,13 +10,14 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, Unpack
+from uuid import UUID
 
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet_watch import FleetWatch
 from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter, JobListing
-from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer.job_making import JobOptions, make_job, several
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Pools
@@ -41,8 +42,9 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+from inferfleet.schemas.limits import wait_limit
 from inferfleet.schemas.pool import PoolStatus
-from inferfleet.schemas.problems import printable
+from inferfleet.schemas.problems import kind, printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.retrieval import IndexRecord
 from inferfleet.schemas.settings import ProducerSettings, read_settings
@@ -206,7 +208,8 @@ class Fleet:
 
         ``work`` is a prompt, an OpenAI request body, or a whole ``Job``. Once this has returned, the job will
         reach exactly one terminal result. If this raises anything but ``PublishUnconfirmedError``, the job
-        was not accepted, neither from this caller nor from another one with the same idempotency key.
+        was not accepted, neither from this caller nor from another one with the same idempotency key. If the
+        call is cancelled, it is unknown whether the job was accepted.
 
         The job that is returned has the id, the pool, the priority and the ``not_before`` with which it was
         accepted first. Other options that do not belong to the key, such as ``timeout_s``, ``expires_at`` and
@@ -250,6 +253,7 @@ class Fleet:
 
         """
         self.pipeline.check_home()
+        work = several(work, name="work")
         jobs: list[Job] = []
         clock = asyncio.get_running_loop().time
         until = clock() + CHECKING_S
@@ -281,8 +285,9 @@ class Fleet:
             InferfleetError: What ``submit`` and ``wait`` raise.
 
         """
+        limit_s = wait_limit(wait_timeout_s, name="wait_timeout_s")
         job = await self.submit(work, **options)
-        return (await self.wait(job, timeout_s=wait_timeout_s)).raise_for_state()
+        return (await self.wait(job, timeout_s=limit_s)).raise_for_state()
 
     async def get(self, job: Job | str) -> JobRecord:
         """Read a job's record.
@@ -306,7 +311,7 @@ class Fleet:
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs, by id. A job without a readable record maps to ``None``."""
-        return await self._records.get_many(map(_id, jobs))
+        return await self._records.get_many(_ids(jobs))
 
     async def tenant_of(self, job: Job | str) -> str | None:
         """Read the tenant to which a job belongs; ``None`` if there is no record of the job."""
@@ -318,17 +323,19 @@ class Fleet:
         The job continues if the wait is cancelled or times out.
 
         Raises:
+            InvalidJobError: This is no job, or ``timeout_s`` is no number.
             WaitTimeoutError: The job did not end within ``timeout_s``.
             JobNotFoundError: The record of the job does not exist, or has disappeared.
             JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
+        job_id, limit_s = _id(job), wait_limit(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._reader.wait(_id(job))
+            async with asyncio.timeout(limit_s):
+                return await self._reader.wait(job_id)
         except TimeoutError as error:
             raise WaitTimeoutError(
-                f"job {_id(job)} did not finish within {timeout_s:g} s; it continues"
+                f"job {job_id} did not finish within {limit_s:g} s; it continues"
             ) from error
 
     async def wait_many(self, jobs: Sequence[Job | str], *, timeout_s: float | None = None) -> list[Result]:
@@ -339,11 +346,12 @@ class Fleet:
             JobNotFoundError: There is no record of one of the jobs.
 
         """
+        limit_s = wait_limit(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.gather(*(self._reader.wait(_id(job)) for job in jobs))
+            async with asyncio.timeout(limit_s):
+                return await asyncio.gather(*map(self._reader.wait, _ids(jobs)))
         except TimeoutError as error:
-            raise WaitTimeoutError(f"not all jobs finished within {timeout_s:g} s; they continue") from error
+            raise WaitTimeoutError(f"not all jobs finished within {limit_s:g} s; they continue") from error
 
     async def as_completed(
         self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
@@ -356,12 +364,13 @@ class Fleet:
             JobDataLostError: A job has ended, but Redis no longer has its result.
 
         """
-        waits = [asyncio.create_task(self._reader.wait(_id(job))) for job in jobs]
+        limit_s = wait_limit(timeout_s)
+        waits = [asyncio.create_task(self._reader.wait(job_id)) for job_id in _ids(jobs)]
         try:
-            for ended in asyncio.as_completed(waits, timeout=timeout_s):
+            for ended in asyncio.as_completed(waits, timeout=limit_s):
                 yield await ended
         except TimeoutError as error:
-            raise WaitTimeoutError(f"not all jobs finished within {timeout_s:g} s; they continue") from error
+            raise WaitTimeoutError(f"not all jobs finished within {limit_s:g} s; they continue") from error
         finally:
             await cancel_and_wait(*waits)
 
@@ -375,6 +384,7 @@ class Fleet:
         Raises:
             JobNotFoundError: The record of the job does not exist, or has disappeared.
             JobDataLostError: Redis has lost a part of the journal.
+            ValueError: ``after`` is not the id of a line.
 
         """
         job_id = _id(job)
@@ -638,4 +648,13 @@ class Fleet:
 
 
 def _id(job: Job | str) -> str:
-    return job.id if isinstance(job, Job) else printable(str(job))
+    if isinstance(job, Job):
+        return job.id
+    # For callers without a type checker: the text of anything else names no job, and may have a prompt.
+    if not isinstance(job, str | UUID):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJobError(f"job: must be a Job or the id of one, not {kind(job)}")
+    return printable(str(job))
+
+
+def _ids(jobs: Iterable[Job | str]) -> list[str]:
+    return [_id(job) for job in several(jobs, name="jobs")]

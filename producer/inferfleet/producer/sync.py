@@ -21,7 +21,7 @@ from anyio.from_thread import BlockingPortal
 from inferfleet.producer.blocking import BlockingCall
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import JobOptions, several
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.positions import Position, Wait
@@ -108,7 +108,7 @@ class SyncFleet:
         self, work: Iterable[str | Mapping[str, Any] | Job], **options: Unpack[JobOptions]
     ) -> list[Job]:
         """Submit many jobs; see ``Fleet.submit_many``."""
-        return self._call(partial(self._fleet.submit_many, list(work), **options))
+        return self._call(partial(self._fleet.submit_many, list(several(work, name="work")), **options))
 
     def run(
         self,
@@ -138,7 +138,7 @@ class SyncFleet:
 
     def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs; see ``Fleet.get_many``."""
-        return self._call(partial(self._fleet.get_many, list(jobs)))
+        return self._call(partial(self._fleet.get_many, list(several(jobs, name="jobs"))))
 
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
         """Wait for a job's result; see ``Fleet.wait``."""
@@ -150,7 +150,7 @@ class SyncFleet:
 
     def as_completed(self, jobs: Iterable[Job | str], *, timeout_s: float | None = None) -> Generator[Result]:
         """Wait for many jobs, and yield each result when its job ends; see ``Fleet.as_completed``."""
-        return self._iterate(self._fleet.as_completed(list(jobs), timeout_s=timeout_s))
+        return self._iterate(self._fleet.as_completed(list(several(jobs, name="jobs")), timeout_s=timeout_s))
 
     def stream(self, job: Job | str, *, after: str = BEGINNING) -> Generator[JournalLine]:
         """Read a job's journal as it grows; see ``Fleet.stream``."""

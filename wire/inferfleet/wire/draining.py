@@ -9,6 +9,7 @@ from contextlib import suppress
 from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import PublishUnconfirmedError, UnknownWorkerError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.limits import wait_limit
 from inferfleet.wire.rabbitmq.confirms import RefusedError
 from inferfleet.wire.redis.heartbeats import read_heartbeats, read_phase
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -34,13 +35,14 @@ async def drain_worker(
         WaitTimeoutError: The worker did not answer in time.
 
     """
+    limit_s = wait_limit(timeout_s)
     ordered = await read_phase(pipeline, worker_id)
     if ordered is None:
         alive = [heartbeat.worker_id for heartbeat in await read_heartbeats(pipeline)]
         raise UnknownWorkerError(worker_id, alive=alive)
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(limit_s):
             while True:
                 # Repeated in doubt, which does no harm.
                 with suppress(PublishUnconfirmedError, RefusedError):
@@ -54,6 +56,6 @@ async def drain_worker(
                     await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise WaitTimeoutError(
-            f"worker {worker_id!r} did not answer the order to drain within {timeout_s:g} s. It is alive, so "
+            f"worker {worker_id!r} did not answer the order to drain within {limit_s:g} s. It is alive, so "
             "it may have lost its connection to RabbitMQ: look at its log, or send it SIGTERM"
         ) from error
