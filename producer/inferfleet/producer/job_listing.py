@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import compress
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from inferfleet.producer.job_making import check_pool
 from inferfleet.producer.job_pages import JobPage, Place
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import JobState
+from inferfleet.schemas.limits import LONGEST_S, wait_limit
 from inferfleet.schemas.message import read_job
+from inferfleet.schemas.problems import kind
 from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
@@ -59,13 +61,35 @@ class JobFilter:
         """Raise ``InvalidJobError`` if no unfinished job can meet the conditions."""
         if self.pool is not None:
             check_pool(self.pool)
-        if self.state is not None and self.state.terminal:
+        if self.state is not None and self.state not in set(JobState):
+            raise InvalidJobError(f"state: {self.state!r} is not one of queued, running")
+        if self.state is not None and JobState(self.state).terminal:
             raise InvalidJobError(
                 f"state: jobs that are {self.state} have ended, and only unfinished jobs can be listed: "
                 "queued or running"
             )
         if self.priority is not None and self.priority not in PRIORITIES:
-            raise InvalidJobError(f"priority: {self.priority} is not one of 0 to 9")
+            raise InvalidJobError(f"priority: {self.priority!r} is not one of 0 to 9")
+        for name in ("session_id", "tenant"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise InvalidJobError(f"{name}: must be a string, not {kind(value)}")
+        for name in ("since", "until"):
+            moment = getattr(self, name)
+            if moment is not None and not (isinstance(moment, datetime) and moment.tzinfo):
+                raise InvalidJobError(
+                    f"{name}: must be a time with its time zone, such as datetime.now(UTC), not {moment!r}"
+                )
+        if self.older_than_s is not None:
+            limit_s = wait_limit(self.older_than_s, name="older_than_s")
+            if limit_s is not None and not 0 <= limit_s <= LONGEST_S:
+                raise InvalidJobError(
+                    f"older_than_s: {limit_s:g} is not a number of seconds from 0 to {LONGEST_S}"
+                )
+        # For callers without a type checker.
+        metadata = cast("object", self.metadata)
+        pairs = cast("Mapping[object, object]", metadata).items() if isinstance(metadata, Mapping) else None
+        if pairs is None or not all(isinstance(text, str) for pair in pairs for text in pair):
+            raise InvalidJobError("metadata: must be an object whose keys and values are strings")
 
     def admits(self, record: JobRecord) -> bool:
         """Return whether a record meets the conditions on records."""
