@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
@@ -20,6 +21,7 @@ from tests.integration.conftest import (
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, FailureCode, Job, JobState
 from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.names import reply_key, result_key
 from inferfleet.worker.engines.simulated import SimulatedEngine
 
 
@@ -102,6 +104,30 @@ async def test_a_job_with_the_least_that_must_be_there_runs(
     await until_known(fleet, job)
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
     assert (result.state, result.text) == (JobState.SUCCEEDED, answer_to(job))
+
+
+async def test_a_job_that_expired_before_it_came_has_its_result_when_its_client_is_told(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has no journal before its end, which Redis has not lost. The line for its client comes once."""
+    await start_worker()
+    job_id, client = new_job_id(), f"foreign-{pool}"
+    await foreign.publish(message(id=job_id, expires_at="2020-01-01T00:00:00Z"), reply_to=client)
+    replies = reply_key(client)
+    lines: Any = None
+    while not lines:
+        lines = await store.xread({replies: "0"}, block=1000)
+    assert await store.exists(result_key(job_id))
+    assert [fields[b"state"] for _, fields in lines[0][1]] == [b"expired"]
+    await still_works(fleet, pool)
+    assert await store.xlen(replies) == 1
+    assert [line.entry.kind async for line in fleet.stream(job_id)] == ["finished"]
+    assert "Redis lost" not in caplog.text
 
 
 async def until_known(fleet: Fleet, job: Job) -> None:

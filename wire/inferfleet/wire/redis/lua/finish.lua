@@ -15,7 +15,8 @@ local tombstone_ttl_s = ARGV[10] -- of a record of whose messages one may be in 
 
 -- part: end_job
 -- part: never_begun
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied', 'attempt', 'followers')
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied', 'attempt', 'followers',
+  'verdict')
 if not r[1] or never_begun(r[1], r[7]) then
   return 'missing'
 end
@@ -25,7 +26,8 @@ end
 if r[1] ~= 'running' then
   return r[1] == end_state and (r[8] and 'followed' or 'ok') or 'fenced'
 end
-if tonumber(offset) > tonumber(r[3]) or redis.call('EXISTS', journal_key) == 0 then
+-- One that another AMQP client published, and that expired before it began, has no journal yet.
+if tonumber(offset) > tonumber(r[3]) or (r[9] ~= 'expired' and redis.call('EXISTS', journal_key) == 0) then
   return 'missing'
 end
 local tokens, last = tonumber(r[3]), tonumber(offset) + tonumber(count)
