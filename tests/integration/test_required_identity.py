@@ -19,6 +19,7 @@ from tests.integration.test_model_swap import NEW, Swapped, identity
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import JobState
+from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.heartbeat import WorkerPhase
 
 SOON: dict[str, Any] = {"heartbeat_interval_s": 0.2}
@@ -91,3 +92,11 @@ async def test_only_an_identity_can_be_required(
     ended = await inferfleet("pool", "require-identity", pool, *arguments)
     assert ended.code == 2
     assert says in ended.err
+
+
+@pytest.mark.parametrize("wrong", ["", "latest", 5, "\ud800", "D92803C5FF1F8585"])
+async def test_what_no_model_can_be_is_not_required(fleet: Fleet, pool: str, wrong: Any) -> None:
+    """No worker would serve the pool any more."""
+    with pytest.raises(InvalidJobError, match=r"^identity: .* is not one, which has 16 hexadecimal digits"):
+        await fleet.require_identity(pool, wrong)
+    assert (await fleet.pool(pool)).required_identity is None

@@ -575,6 +575,7 @@ class Fleet:
         Running jobs continue.
 
         Raises:
+            InvalidJobError: No model can have this identity.
             UnknownPoolError: The pool has no queue, and no worker or job has named it in the last 30 days.
 
         """

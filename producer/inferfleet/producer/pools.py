@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 from inferfleet.producer.job_listing import JobListing
 from inferfleet.producer.job_making import check_pool
-from inferfleet.schemas.errors import UnknownPoolError
+from inferfleet.schemas.errors import InvalidJobError, UnknownPoolError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.names import dead_queue, job_queue
 from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.problems import printable
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -21,6 +23,8 @@ from inferfleet.wire.redis.pools import (
     require_identity,
     resume_pool,
 )
+
+_IDENTITY = re.compile("[0-9a-f]{16}")
 
 
 class Pools:
@@ -70,8 +74,18 @@ class Pools:
         return await resume_pool(self._pipeline, pool)
 
     async def require_identity(self, pool: str, identity: str | None) -> None:
-        """Require an identity of the models of a pool's workers, or none. Raises as ``pause`` does."""
+        """Require an identity of the models of a pool's workers, or none. Raises as ``pause`` does.
+
+        Raises:
+            InvalidJobError: No model can have this identity, so no worker would serve the pool.
+
+        """
         check_pool(pool)
+        # For callers without a type checker, too.
+        if identity is not None and _IDENTITY.fullmatch(given := str(identity)) is None:
+            raise InvalidJobError(
+                f"identity: {printable(given)!r} is not one, which has 16 hexadecimal digits"
+            )
         await self._require_known(pool)
         await asyncio.gather(
             note_pool(self._pipeline, pool), require_identity(self._pipeline, pool, identity)
