@@ -37,7 +37,7 @@ def findings(world: World, plan: Plan) -> Iterator[str]:
     names = {job.id: str(job.metadata["name"]) for job in _jobs(world)}
     found = [
         *world.history.problems,
-        *_checked(world),
+        *_checked(world, plan),
         *_refused(world),
         *_cancelled(world),
         *_turns(world),
@@ -65,7 +65,7 @@ def _accepted(world: World) -> dict[str, Job]:
     return {call.got.id: call.got for call in world.history.calls if call.got is not None}
 
 
-def _checked(world: World) -> Iterator[tuple[str, str, str]]:
+def _checked(world: World, plan: Plan) -> Iterator[tuple[str, str, str]]:
     """What the checker of the chaos suite says."""
     history, store = world.history, world.redis.store
     past = dict(_past(world))
@@ -99,15 +99,21 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
         ChaosHistory(jobs=tuple(jobs), dead_letters=tuple(world.dead_letters()), keys_lost=history.lost)
     )
     for finding in verdict.findings:
-        waited = finding.violation is checker.Violation.NO_TERMINAL_RESULT and _waited(world, finding.subject)
-        if not history.lost or not (waited or finding.violation in _EXCUSED_BY_A_LOSS):
+        gone = finding.violation is checker.Violation.NO_TERMINAL_RESULT and _gone(
+            world, plan, finding.subject
+        )
+        if not history.lost or not (gone or finding.violation in _EXCUSED_BY_A_LOSS):
             yield finding.violation.value, finding.subject, finding.detail
 
 
-def _waited(world: World, job_id: str) -> bool:
-    """Whether a turn waited in its lane, or a job for others, which is in Redis and nowhere else."""
-    in_redis = any(job.id == job_id and (job.session_id or job.after) for job in _jobs(world))
-    return in_redis and not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
+def _gone(world: World, plan: Plan, job_id: str) -> bool:
+    """Whether a job that Redis has lost was nowhere else.
+
+    That is a turn that waited in its lane, a job that waited for others, or one whose message was lost, too.
+    """
+    waited = any(job.id == job_id and (job.session_id or job.after) for job in _jobs(world))
+    purged = any(event.kind in {PlanKind.PURGE, PlanKind.DELETE} for event in plan.events)
+    return (waited or purged) and not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
 
 
 _EXCUSED_BY_A_LOSS = {
